@@ -1,0 +1,439 @@
+"""hvcore: drive virtual machines on a host without libvirt and without a daemon.
+
+Everything a host application or a plugin author needs is importable from here; names are loaded when first used, so
+that ``import hvcore`` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_EXPORTS: dict[str, str] = {
+    # host applications
+    "load_driver": "hvcore.registry",
+    "load_plugin": "hvcore.registry",
+    "available_drivers": "hvcore.registry",
+    "available": "hvcore.registry",
+    "Driver": "hvcore.driver",
+    "Instance": "hvcore.model.instance",
+    "Disk": "hvcore.model.instance",
+    "Nic": "hvcore.model.instance",
+    "read_definition": "hvcore.definition",
+    # results
+    "InstanceState": "hvcore.model.state",
+    "TwoValueState": "hvcore.model.state",
+    "StateReason": "hvcore.model.state",
+    "Cause": "hvcore.model.state",
+    "InstanceInfo": "hvcore.model.state",
+    "InstanceInfos": "hvcore.model.state",
+    "InstanceListing": "hvcore.model.state",
+    "InstanceName": "hvcore.model.state",
+    "InstanceStats": "hvcore.model.state",
+    "BlockStats": "hvcore.model.state",
+    "NicStats": "hvcore.model.state",
+    "Transition": "hvcore.model.state",
+    "Plan": "hvcore.model.plan",
+    "PlannedOption": "hvcore.model.plan",
+    "PlannedFd": "hvcore.model.plan",
+    "Console": "hvcore.model.console",
+    "PasswordResult": "hvcore.model.console",
+    "Screenshot": "hvcore.model.console",
+    "Event": "hvcore.model.events",
+    "EventBatch": "hvcore.model.events",
+    "HotplugSupport": "hvcore.model.devices",
+    "HotplugResult": "hvcore.model.devices",
+    "ResizeResult": "hvcore.model.devices",
+    "BalloonResult": "hvcore.model.devices",
+    "MigrationInfo": "hvcore.model.migration",
+    "MigrationPhase": "hvcore.model.migration",
+    "MigrationPolicy": "hvcore.model.migration",
+    "MigrationStatus": "hvcore.model.migration",
+    "MigrationTarget": "hvcore.model.migration",
+    "MigrationCompatibility": "hvcore.model.migration",
+    "SavedInstance": "hvcore.model.migration",
+    "Recovery": "hvcore.model.recovery",
+    "RecoveredInstance": "hvcore.model.recovery",
+    "NodeInfo": "hvcore.model.host",
+    "NumaNode": "hvcore.model.host",
+    "AncillaryFile": "hvcore.model.host",
+    "AncillaryFiles": "hvcore.model.host",
+    "PowercycleResult": "hvcore.model.host",
+    # findings and errors
+    "Finding": "hvcore.findings",
+    "FindingSet": "hvcore.findings",
+    "Severity": "hvcore.findings",
+    "HypervisorError": "hvcore.errors",
+    "Refused": "hvcore.errors",
+    "InvalidParameters": "hvcore.errors",
+    "InstanceNotFound": "hvcore.errors",
+    "AlreadyRunning": "hvcore.errors",
+    "NotRunning": "hvcore.errors",
+    "WrongState": "hvcore.errors",
+    "InstanceBusy": "hvcore.errors",
+    "UnsupportedOperation": "hvcore.errors",
+    "PolicyDenied": "hvcore.errors",
+    "HostError": "hvcore.errors",
+    "LoadError": "hvcore.errors",
+    "HypervisorRefused": "hvcore.errors",
+    "OperationFailed": "hvcore.errors",
+    "SpawnFailed": "hvcore.errors",
+    "DeadlineExceeded": "hvcore.errors",
+    "OutcomeUnknown": "hvcore.errors",
+    "RecordError": "hvcore.errors",
+    "DriverFault": "hvcore.errors",
+    # plugin authors
+    "hookimpl": "hvcore.hookspecs.markers",
+    "hookspec": "hvcore.hookspecs.markers",
+    "HOOK_API": "hvcore.hookspecs.markers",
+    "OPERATIONS": "hvcore.hookspecs.table",
+    "Operation": "hvcore.hookspecs.table",
+    "OperationCall": "hvcore.operation",
+    "Capability": "hvcore.capabilities",
+    "Claim": "hvcore.capabilities",
+    "ClaimLevel": "hvcore.capabilities",
+    "DriverDescription": "hvcore.capabilities",
+    "DriverContext": "hvcore.registry",
+    "DriverPlugin": "hvcore.registry",
+    "Family": "hvcore.registry",
+    "PluginEntry": "hvcore.registry",
+    "Deadline": "hvcore.deadline",
+    "Directories": "hvcore.directories",
+    "private_directory": "hvcore.directories",
+    "Step": "hvcore.journal",
+    "Journal": "hvcore.journal",
+    "unfinished": "hvcore.journal",
+    "read_record": "hvcore.records",
+    "write_record": "hvcore.records",
+    "Size": "hvcore.model.units",
+    "Seconds": "hvcore.model.units",
+    "parse_size": "hvcore.model.units",
+    "parse_seconds": "hvcore.model.units",
+    "format_size": "hvcore.model.units",
+    "format_seconds": "hvcore.model.units",
+    "param": "hvcore.params.declare",
+    "ParameterSection": "hvcore.params.declare",
+    "ParameterTable": "hvcore.params.declare",
+    "Rule": "hvcore.params.declare",
+    "structure": "hvcore.params.structure",
+    "structure_sections": "hvcore.params.structure",
+    "checks": "hvcore.params",
+    "parameter_rows": "hvcore.params.explain",
+    "json_schema": "hvcore.params.json_schema",
+    "read_node_info": "hvcore.linux",
+    "powercycle": "hvcore.linux",
+    "boot_id": "hvcore.linux",
+    "process_start_time": "hvcore.linux",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+if TYPE_CHECKING:
+    from hvcore.capabilities import (
+        Capability as Capability,
+    )
+    from hvcore.capabilities import (
+        Claim as Claim,
+    )
+    from hvcore.capabilities import (
+        ClaimLevel as ClaimLevel,
+    )
+    from hvcore.capabilities import (
+        DriverDescription as DriverDescription,
+    )
+    from hvcore.deadline import Deadline as Deadline
+    from hvcore.definition import read_definition as read_definition
+    from hvcore.directories import Directories as Directories
+    from hvcore.directories import private_directory as private_directory
+    from hvcore.driver import Driver as Driver
+    from hvcore.errors import (
+        AlreadyRunning as AlreadyRunning,
+    )
+    from hvcore.errors import (
+        DeadlineExceeded as DeadlineExceeded,
+    )
+    from hvcore.errors import (
+        DriverFault as DriverFault,
+    )
+    from hvcore.errors import (
+        HostError as HostError,
+    )
+    from hvcore.errors import (
+        HypervisorError as HypervisorError,
+    )
+    from hvcore.errors import (
+        HypervisorRefused as HypervisorRefused,
+    )
+    from hvcore.errors import (
+        InstanceBusy as InstanceBusy,
+    )
+    from hvcore.errors import (
+        InstanceNotFound as InstanceNotFound,
+    )
+    from hvcore.errors import (
+        InvalidParameters as InvalidParameters,
+    )
+    from hvcore.errors import (
+        LoadError as LoadError,
+    )
+    from hvcore.errors import (
+        NotRunning as NotRunning,
+    )
+    from hvcore.errors import (
+        OperationFailed as OperationFailed,
+    )
+    from hvcore.errors import (
+        OutcomeUnknown as OutcomeUnknown,
+    )
+    from hvcore.errors import (
+        PolicyDenied as PolicyDenied,
+    )
+    from hvcore.errors import (
+        RecordError as RecordError,
+    )
+    from hvcore.errors import (
+        Refused as Refused,
+    )
+    from hvcore.errors import (
+        SpawnFailed as SpawnFailed,
+    )
+    from hvcore.errors import (
+        UnsupportedOperation as UnsupportedOperation,
+    )
+    from hvcore.errors import (
+        WrongState as WrongState,
+    )
+    from hvcore.findings import (
+        Finding as Finding,
+    )
+    from hvcore.findings import (
+        FindingSet as FindingSet,
+    )
+    from hvcore.findings import (
+        Severity as Severity,
+    )
+    from hvcore.hookspecs.markers import (
+        HOOK_API as HOOK_API,
+    )
+    from hvcore.hookspecs.markers import (
+        hookimpl as hookimpl,
+    )
+    from hvcore.hookspecs.markers import (
+        hookspec as hookspec,
+    )
+    from hvcore.hookspecs.table import OPERATIONS as OPERATIONS
+    from hvcore.hookspecs.table import Operation as Operation
+    from hvcore.journal import (
+        Journal as Journal,
+    )
+    from hvcore.journal import (
+        Step as Step,
+    )
+    from hvcore.journal import (
+        unfinished as unfinished,
+    )
+    from hvcore.linux import (
+        boot_id as boot_id,
+    )
+    from hvcore.linux import (
+        powercycle as powercycle,
+    )
+    from hvcore.linux import (
+        process_start_time as process_start_time,
+    )
+    from hvcore.linux import (
+        read_node_info as read_node_info,
+    )
+    from hvcore.model.console import (
+        Console as Console,
+    )
+    from hvcore.model.console import (
+        PasswordResult as PasswordResult,
+    )
+    from hvcore.model.console import (
+        Screenshot as Screenshot,
+    )
+    from hvcore.model.devices import (
+        BalloonResult as BalloonResult,
+    )
+    from hvcore.model.devices import (
+        HotplugResult as HotplugResult,
+    )
+    from hvcore.model.devices import (
+        HotplugSupport as HotplugSupport,
+    )
+    from hvcore.model.devices import (
+        ResizeResult as ResizeResult,
+    )
+    from hvcore.model.events import Event as Event
+    from hvcore.model.events import EventBatch as EventBatch
+    from hvcore.model.host import (
+        AncillaryFile as AncillaryFile,
+    )
+    from hvcore.model.host import (
+        AncillaryFiles as AncillaryFiles,
+    )
+    from hvcore.model.host import (
+        NodeInfo as NodeInfo,
+    )
+    from hvcore.model.host import (
+        NumaNode as NumaNode,
+    )
+    from hvcore.model.host import (
+        PowercycleResult as PowercycleResult,
+    )
+    from hvcore.model.instance import (
+        Disk as Disk,
+    )
+    from hvcore.model.instance import (
+        Instance as Instance,
+    )
+    from hvcore.model.instance import (
+        Nic as Nic,
+    )
+    from hvcore.model.migration import (
+        MigrationCompatibility as MigrationCompatibility,
+    )
+    from hvcore.model.migration import (
+        MigrationInfo as MigrationInfo,
+    )
+    from hvcore.model.migration import (
+        MigrationPhase as MigrationPhase,
+    )
+    from hvcore.model.migration import (
+        MigrationPolicy as MigrationPolicy,
+    )
+    from hvcore.model.migration import (
+        MigrationStatus as MigrationStatus,
+    )
+    from hvcore.model.migration import (
+        MigrationTarget as MigrationTarget,
+    )
+    from hvcore.model.migration import (
+        SavedInstance as SavedInstance,
+    )
+    from hvcore.model.plan import (
+        Plan as Plan,
+    )
+    from hvcore.model.plan import (
+        PlannedFd as PlannedFd,
+    )
+    from hvcore.model.plan import (
+        PlannedOption as PlannedOption,
+    )
+    from hvcore.model.recovery import RecoveredInstance as RecoveredInstance
+    from hvcore.model.recovery import Recovery as Recovery
+    from hvcore.model.state import (
+        BlockStats as BlockStats,
+    )
+    from hvcore.model.state import (
+        Cause as Cause,
+    )
+    from hvcore.model.state import (
+        InstanceInfo as InstanceInfo,
+    )
+    from hvcore.model.state import (
+        InstanceInfos as InstanceInfos,
+    )
+    from hvcore.model.state import (
+        InstanceListing as InstanceListing,
+    )
+    from hvcore.model.state import (
+        InstanceName as InstanceName,
+    )
+    from hvcore.model.state import (
+        InstanceState as InstanceState,
+    )
+    from hvcore.model.state import (
+        InstanceStats as InstanceStats,
+    )
+    from hvcore.model.state import (
+        NicStats as NicStats,
+    )
+    from hvcore.model.state import (
+        StateReason as StateReason,
+    )
+    from hvcore.model.state import (
+        Transition as Transition,
+    )
+    from hvcore.model.state import (
+        TwoValueState as TwoValueState,
+    )
+    from hvcore.model.units import (
+        Seconds as Seconds,
+    )
+    from hvcore.model.units import (
+        Size as Size,
+    )
+    from hvcore.model.units import (
+        format_seconds as format_seconds,
+    )
+    from hvcore.model.units import (
+        format_size as format_size,
+    )
+    from hvcore.model.units import (
+        parse_seconds as parse_seconds,
+    )
+    from hvcore.model.units import (
+        parse_size as parse_size,
+    )
+    from hvcore.operation import OperationCall as OperationCall
+    from hvcore.params import checks as checks
+    from hvcore.params.declare import (
+        ParameterSection as ParameterSection,
+    )
+    from hvcore.params.declare import (
+        ParameterTable as ParameterTable,
+    )
+    from hvcore.params.declare import (
+        Rule as Rule,
+    )
+    from hvcore.params.declare import (
+        param as param,
+    )
+    from hvcore.params.explain import parameter_rows as parameter_rows
+    from hvcore.params.json_schema import json_schema as json_schema
+    from hvcore.params.structure import structure as structure
+    from hvcore.params.structure import structure_sections as structure_sections
+    from hvcore.records import read_record as read_record
+    from hvcore.records import write_record as write_record
+    from hvcore.registry import (
+        DriverContext as DriverContext,
+    )
+    from hvcore.registry import (
+        DriverPlugin as DriverPlugin,
+    )
+    from hvcore.registry import (
+        Family as Family,
+    )
+    from hvcore.registry import (
+        PluginEntry as PluginEntry,
+    )
+    from hvcore.registry import (
+        available as available,
+    )
+    from hvcore.registry import (
+        available_drivers as available_drivers,
+    )
+    from hvcore.registry import (
+        load_driver as load_driver,
+    )
+    from hvcore.registry import (
+        load_plugin as load_plugin,
+    )
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module = importlib.import_module(_EXPORTS[name])
+    except KeyError:
+        raise AttributeError(f"module 'hvcore' has no attribute {name!r}") from None
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,89 @@
+"""What a driver claims to be able to do. The facade refuses what is not claimed; conformance checks the claims."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class Capability(enum.StrEnum):
+    """One thing a driver may be able to do. What every driver must do has no capability."""
+
+    PLAN = "plan"
+    START_PAUSED = "start-paused"
+    GRACEFUL_STOP = "graceful-stop"
+    REBOOT = "reboot"
+    RESET = "reset"
+    PAUSE = "pause"
+    SAVE_RESTORE = "save-restore"
+    RECOVER = "recover"
+    STATS = "stats"
+    VERIFY_INSTANCE = "verify-instance"
+    HOTPLUG = "hotplug"
+    RESIZE_DISK = "resize-disk"
+    BALLOON = "balloon"
+    CONSOLE = "console"
+    CONSOLE_PASSWORD = "console-password"  # noqa: S105 - a name, not a password
+    SCREENSHOT = "screenshot"
+    MIGRATION = "migration"
+    POWERCYCLE = "powercycle"
+    ANCILLARY_FILES = "ancillary-files"
+    EVENTS = "events"
+
+
+class ClaimLevel(enum.StrEnum):
+    """How far a capability goes."""
+
+    FULL = "full"
+    CONDITIONAL = "conditional"
+    NOT_IMPLEMENTED = "not-implemented"
+    IMPOSSIBLE = "impossible"
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """What a driver says about one capability.
+
+    Attributes:
+        capability: which.
+        level: how far; a probe of the host may only narrow it.
+        reason: the condition, or why not.
+    """
+
+    capability: Capability
+    level: ClaimLevel = ClaimLevel.FULL
+    reason: str = ""
+
+    @property
+    def offered(self) -> bool:
+        """The operation may be called."""
+        return self.level in (ClaimLevel.FULL, ClaimLevel.CONDITIONAL)
+
+
+@attrs.frozen(kw_only=True)
+class DriverDescription:
+    """What a driver says of itself.
+
+    Attributes:
+        name: the name it is loaded by.
+        version: its own version.
+        hook_api: version of the hook specifications it was written for.
+        summary: one sentence.
+        claims: what it can do; a capability it does not mention is not implemented.
+        hypervisor: name and version of what it drives on this host, for example ``QEMU 7.2.22``; empty if unknown.
+    """
+
+    name: str
+    version: str
+    hook_api: int
+    summary: str
+    claims: tuple[Claim, ...] = ()
+    hypervisor: str = ""
+
+    def claim(self, capability: Capability) -> Claim:
+        """The claim for one capability; not implemented if the driver does not mention it."""
+        for claim in self.claims:
+            if claim.capability is capability:
+                return claim
+        return Claim(capability=capability, level=ClaimLevel.NOT_IMPLEMENTED, reason="the driver does not claim it")

@@ -1,0 +1,595 @@
+"""`Driver`: the typed facade over one loaded driver. One method per operation, named like its hook."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, cast
+
+import pluggy
+
+from hvcore.capabilities import Capability, DriverDescription
+from hvcore.deadline import Deadline
+from hvcore.definition import DefinitionLike, read_definition
+from hvcore.directories import Directories
+from hvcore.errors import HypervisorError, InvalidParameters, Refused, UnsupportedOperation
+from hvcore.extension_fault import extension_fault
+from hvcore.findings import Finding, FindingSet
+from hvcore.hookspecs.table import OPERATION
+from hvcore.locks import instance_lock
+from hvcore.model.console import Console, PasswordResult, Screenshot
+from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
+from hvcore.model.events import EventBatch
+from hvcore.model.host import AncillaryFiles, NodeInfo, PowercycleResult
+from hvcore.model.instance import Instance, with_identities
+from hvcore.model.migration import (
+    MigrationCompatibility,
+    MigrationInfo,
+    MigrationPolicy,
+    MigrationStatus,
+    MigrationTarget,
+    SavedInstance,
+)
+from hvcore.model.names import check_instance_name
+from hvcore.model.plan import Plan
+from hvcore.model.recovery import Recovery
+from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
+from hvcore.operation import OperationCall
+from hvcore.params.declare import ParameterTable
+
+T = TypeVar("T")
+
+FORCE_RESERVE = 15.0
+"""Seconds a graceful stop has on top of its timeout, to go on with force and to clean up."""
+
+
+class Driver:
+    """A loaded driver. Made by `hvcore.load_driver`; safe to use from many threads; a context manager.
+
+    Every method that is about one instance takes its name, or the `Instance`. ``timeout`` is in seconds; each
+    operation has a default (see ``docs/reference/operations.md``). All errors are `HypervisorError`; they carry
+    driver, operation and instance.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        manager: pluggy.PluginManager,
+        plugin: object,
+        directories: Directories,
+        host_id: str,
+    ) -> None:
+        self._name = name
+        self._manager: pluggy.PluginManager | None = manager
+        self._plugin = plugin
+        self._directories = directories
+        self._host_id = host_id
+        self._description: DriverDescription = manager.hook.hv_describe_driver()
+        self._table: ParameterTable | None = None
+
+    @property
+    def name(self) -> str:
+        """The name the driver was loaded by."""
+        return self._name
+
+    @property
+    def description(self) -> DriverDescription:
+        """What the driver said of itself when it was loaded."""
+        return self._description
+
+    @property
+    def directories(self) -> Directories:
+        """Where this driver keeps its state."""
+        return self._directories
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Driver {self._name}{'' if self._manager else ' (closed)'}>"
+
+    def close(self) -> None:
+        """Let go of the driver. Running instances run on. A second call does nothing."""
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        close = getattr(self._plugin, "close", None)
+        if callable(close):
+            close()
+        for plugin in list(manager.get_plugins()):
+            manager.unregister(plugin)
+
+    # Identity and parameters
+
+    def describe_driver(self) -> DriverDescription:
+        """Who the driver is and what it can do on this host now."""
+        return self._call("describe_driver", DriverDescription)
+
+    def parameters(self) -> ParameterTable:
+        """Every parameter of the driver and its family plugins."""
+        if self._table is None:
+            self._table = self._call("parameters", ParameterTable)
+        return self._table
+
+    def check_parameter_syntax(self, instance: DefinitionLike) -> FindingSet:
+        """Find everything wrong with a definition that can be known without looking at a host."""
+        definition, findings = read_definition(instance)
+        reported = {finding.path for finding in findings}
+        found = self._call("check_parameter_syntax", FindingSet, definition.name, instance=self._known(definition))
+        # What the model has reported is not reported again by a driver that saw an empty value in its place.
+        fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
+        return FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
+
+    def validate_parameters(self, instance: DefinitionLike, *, timeout: float | None = None) -> FindingSet:
+        """Find everything that stands against running a definition here: syntax first, then the host."""
+        findings = self.check_parameter_syntax(instance)
+        if not findings.ok:
+            return findings
+        definition = self._definition(instance)
+        return findings + self._call(
+            "validate_parameters",
+            FindingSet,
+            definition.name,
+            timeout=timeout,
+            instance=definition,
+            deadline=...,
+        )
+
+    def assess_parameters(self, instance: DefinitionLike, *, timeout: float | None = None) -> FindingSet:
+        """Say what is legal but unwise about a definition.
+
+        Raises:
+            InvalidParameters: its syntax has errors.
+        """
+        definition = self._checked(instance)
+        return self._call(
+            "assess_parameters",
+            FindingSet,
+            definition.name,
+            timeout=timeout,
+            instance=definition,
+            deadline=...,
+        )
+
+    # Life cycle
+
+    def plan_start(self, instance: DefinitionLike, *, paused: bool = False, timeout: float | None = None) -> Plan:
+        """Say exactly what `start_instance` would run, touching nothing."""
+        definition = self._checked(instance)
+        return self._call(
+            "plan_start",
+            Plan,
+            definition.name,
+            timeout=timeout,
+            instance=definition,
+            paused=paused,
+            deadline=...,
+        )
+
+    def start_instance(
+        self, instance: DefinitionLike, *, paused: bool = False, timeout: float | None = None
+    ) -> Transition:
+        """Start an instance; afterwards it runs, or nothing of the attempt is left.
+
+        Args:
+            instance: the definition: an `Instance`, or a mapping as an instance file holds it.
+            paused: leave the guest paused before its first instruction.
+            timeout: seconds until it must run.
+
+        Raises:
+            InvalidParameters: everything that is wrong with the definition, here.
+            AlreadyRunning: it is alive.
+            SpawnFailed: the hypervisor ended at start; its own words are in the message.
+        """
+        definition = self._checked(instance)
+        if paused:
+            self._require(Capability.START_PAUSED, "start_instance", definition.name)
+        return self._call(
+            "start_instance",
+            Transition,
+            definition.name,
+            timeout=timeout,
+            instance=definition,
+            paused=paused,
+            deadline=...,
+        )
+
+    def stop_instance(
+        self,
+        instance: Instance | str,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        retry: bool = False,
+        escalate: bool = True,
+    ) -> Transition:
+        """Stop an instance and release everything it held. Not an error when it is not alive.
+
+        Args:
+            instance: the instance, or just its name.
+            force: do not ask the guest.
+            timeout: seconds the guest is given to power off.
+            retry: an earlier request ran out of time; ask again at once.
+            escalate: when the time is over, go on with force; else fail and leave the instance running.
+
+        Raises:
+            DeadlineExceeded: the guest did not power off and ``escalate`` is false.
+        """
+        name = _name(instance)
+        if not force and not escalate:
+            self._require(Capability.GRACEFUL_STOP, "stop_instance", name)
+        given = OPERATION["stop_instance"].default_timeout if timeout is None else timeout
+        return self._call(
+            "stop_instance",
+            Transition,
+            name,
+            timeout=given + FORCE_RESERVE,
+            name=name,
+            force=force,
+            grace=0.0 if force else given,
+            retry=retry,
+            escalate=escalate,
+            deadline=...,
+        )
+
+    def reboot_instance(
+        self,
+        instance: Instance | str,
+        *,
+        mode: Literal["soft", "hard", "reset"] = "soft",
+        timeout: float | None = None,
+    ) -> Transition:
+        """Restart an instance.
+
+        Args:
+            instance: the instance; with an `Instance`, a cold start takes this new definition.
+            mode: ``soft`` powers the guest off gracefully and starts it again; ``hard`` does so by force;
+                ``reset`` is the reset button.
+            timeout: seconds the guest is given to power off in mode ``soft``.
+        """
+        name = _name(instance)
+        if mode not in ("soft", "hard", "reset"):
+            raise self._stamp(_invalid("mode", f"{mode!r} is none of soft, hard, reset", name), "reboot_instance", name)
+        if mode == "reset":
+            self._require(Capability.RESET, "reboot_instance", name)
+        given = OPERATION["reboot_instance"].default_timeout if timeout is None else timeout
+        return self._call(
+            "reboot_instance",
+            Transition,
+            name,
+            timeout=given + FORCE_RESERVE,
+            name=name,
+            instance=self._checked(instance) if isinstance(instance, Instance) else None,
+            mode=mode,
+            grace=given,
+            deadline=...,
+        )
+
+    def pause_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
+        """Stop the guest's virtual CPUs; a paused instance stays as it is."""
+        return self._named("pause_instance", Transition, instance, timeout)
+
+    def resume_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
+        """Let the guest's virtual CPUs run; a running instance stays as it is."""
+        return self._named("resume_instance", Transition, instance, timeout)
+
+    def save_instance(self, instance: Instance | str, path: str, *, timeout: float | None = None) -> SavedInstance:
+        """Save memory and devices of a running instance to a new file and stop it."""
+        return self._named("save_instance", SavedInstance, instance, timeout, path=path)
+
+    def restore_instance(self, path: str, *, paused: bool = False, timeout: float | None = None) -> Transition:
+        """Start an instance from a file that `save_instance` wrote."""
+        return self._call("restore_instance", Transition, timeout=timeout, path=path, paused=paused, deadline=...)
+
+    def cleanup_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
+        """Forget an instance that is not alive."""
+        return self._named("cleanup_instance", Transition, instance, timeout)
+
+    def recover(self, instance: Instance | str | None = None, *, timeout: float | None = None) -> Recovery:
+        """Complete or undo whatever a killed host application left half done, for one instance or all."""
+        name = None if instance is None else _name(instance)
+        return self._call("recover", Recovery, name, timeout=timeout, name=name, deadline=...)
+
+    # Queries
+
+    def list_instances(self, *, timeout: float | None = None) -> InstanceListing:
+        """List the instances that hold something on this host."""
+        return self._call("list_instances", InstanceListing, timeout=timeout, deadline=...)
+
+    def get_instance_info(self, instance: Instance | str, *, timeout: float | None = None) -> InstanceInfo:
+        """Say what an instance is doing, or why it ended."""
+        return self._named("get_instance_info", InstanceInfo, instance, timeout)
+
+    def get_all_instances_info(self, *, timeout: float | None = None) -> InstanceInfos:
+        """Say what every listed instance is doing."""
+        return self._call("get_all_instances_info", InstanceInfos, timeout=timeout, deadline=...)
+
+    def get_instance_stats(self, instance: Instance | str, *, timeout: float | None = None) -> InstanceStats:
+        """Counters of one instance."""
+        return self._named("get_instance_stats", InstanceStats, instance, timeout)
+
+    def verify_instance(self, instance: Instance | str, *, timeout: float | None = None) -> FindingSet:
+        """Find where the record of an instance and reality have drifted apart."""
+        return self._named("verify_instance", FindingSet, instance, timeout)
+
+    # Devices
+
+    def hotplug_supported(self, instance: Instance | str, *, timeout: float | None = None) -> HotplugSupport:
+        """Say whether devices of an instance can be changed while it runs."""
+        return self._named("hotplug_supported", HotplugSupport, instance, timeout)
+
+    def verify_hotplug_support(
+        self, instance: Instance | str, action: Action, device: Device, *, timeout: float | None = None
+    ) -> HotplugSupport:
+        """Say whether one device can be changed now."""
+        return self._named("verify_hotplug_support", HotplugSupport, instance, timeout, action=action, device=device)
+
+    def hot_add_device(
+        self, instance: Instance | str, device: Device, *, timeout: float | None = None
+    ) -> HotplugResult:
+        """Add a disk or NIC to a running instance."""
+        return self._named("hot_add_device", HotplugResult, instance, timeout, device=device)
+
+    def hot_del_device(
+        self, instance: Instance | str, device: str, *, force: bool = False, timeout: float | None = None
+    ) -> HotplugResult:
+        """Remove the device with this uuid from a running instance."""
+        return self._named("hot_del_device", HotplugResult, instance, timeout, device=device, force=force)
+
+    def hot_mod_device(
+        self, instance: Instance | str, device: Device, *, timeout: float | None = None
+    ) -> HotplugResult:
+        """Change a device of a running instance to a new description with the same uuid."""
+        return self._named("hot_mod_device", HotplugResult, instance, timeout, device=device)
+
+    def resize_disk(
+        self, instance: Instance | str, device: str, size: int, *, timeout: float | None = None
+    ) -> ResizeResult:
+        """Grow the disk with this uuid to ``size`` bytes."""
+        return self._named("resize_disk", ResizeResult, instance, timeout, device=device, size=size)
+
+    def balloon_instance_memory(
+        self, instance: Instance | str, memory: int, *, timeout: float | None = None
+    ) -> BalloonResult:
+        """Ask the guest to live with ``memory`` bytes, and wait for it."""
+        return self._named("balloon_instance_memory", BalloonResult, instance, timeout, memory=memory)
+
+    # Consoles
+
+    def get_instance_console(
+        self, instance: Instance | str, kind: str | None = None, *, timeout: float | None = None
+    ) -> Console:
+        """Say how to attach to a console; the first one when no type is given."""
+        return self._named("get_instance_console", Console, instance, timeout, kind=kind)
+
+    def set_console_password(
+        self,
+        instance: Instance | str,
+        kind: str,
+        password: str,
+        *,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> PasswordResult:
+        """Set a console's password; an empty one locks it. ``expires`` is in seconds from now."""
+        return self._named(
+            "set_console_password",
+            PasswordResult,
+            instance,
+            timeout,
+            kind=kind,
+            password=password,
+            expires=expires,
+        )
+
+    def screenshot(self, instance: Instance | str, *, timeout: float | None = None) -> Screenshot:
+        """Take a picture of the display of a running instance."""
+        return self._named("screenshot", Screenshot, instance, timeout)
+
+    # Migration
+
+    def versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:
+        """Say whether an instance can move between two versions of the hypervisor."""
+        return self._call("versions_safe_for_migration", MigrationCompatibility, source=source, destination=destination)
+
+    def migration_info(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationInfo:
+        """Collect what the destination needs to know about a running instance."""
+        return self._named("migration_info", MigrationInfo, instance, timeout)
+
+    def accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, *, timeout: float | None = None
+    ) -> MigrationTarget:
+        """Prepare this host to receive an instance."""
+        return self._call(
+            "accept_instance",
+            MigrationTarget,
+            _name(info.instance),
+            timeout=timeout,
+            info=info,
+            address=address,
+            policy=policy,
+            deadline=...,
+        )
+
+    def migrate_instance(
+        self,
+        instance: Instance | str,
+        target: MigrationTarget,
+        policy: MigrationPolicy,
+        *,
+        timeout: float | None = None,
+    ) -> MigrationStatus:
+        """Begin to send a running instance."""
+        return self._named("migrate_instance", MigrationStatus, instance, timeout, target=target, policy=policy)
+
+    def get_migration_status(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
+        """Say how a migration goes."""
+        return self._named("get_migration_status", MigrationStatus, instance, timeout)
+
+    def cancel_migration(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
+        """Cancel a migration; the source runs on."""
+        return self._named("cancel_migration", MigrationStatus, instance, timeout)
+
+    def finalize_migration_source(
+        self, instance: Instance | str, success: bool, *, timeout: float | None = None
+    ) -> Transition:
+        """Finish a migration on the source."""
+        return self._named("finalize_migration_source", Transition, instance, timeout, success=success)
+
+    def finalize_migration_dst(self, info: MigrationInfo, success: bool, *, timeout: float | None = None) -> Transition:
+        """Finish a migration on the destination."""
+        return self._call(
+            "finalize_migration_dst",
+            Transition,
+            _name(info.instance),
+            timeout=timeout,
+            info=info,
+            success=success,
+            deadline=...,
+        )
+
+    # Host and events
+
+    def get_node_info(self, *, timeout: float | None = None) -> NodeInfo:
+        """Facts about this host."""
+        return self._call("get_node_info", NodeInfo, timeout=timeout, deadline=...)
+
+    def verify(self, *, timeout: float | None = None) -> FindingSet:
+        """Find everything on this host that keeps the driver from working well."""
+        return self._call("verify", FindingSet, timeout=timeout, deadline=...)
+
+    def powercycle_node(self, *, timeout: float | None = None) -> PowercycleResult:
+        """Restart this host at once."""
+        return self._call("powercycle_node", PowercycleResult, timeout=timeout, deadline=...)
+
+    def get_ancillary_files(self) -> AncillaryFiles:
+        """List files that must be the same on all hosts."""
+        return self._call("get_ancillary_files", AncillaryFiles)
+
+    def events(self, cursor: str | None = None, *, timeout: float = 0.0) -> EventBatch:
+        """Read events after a cursor; wait up to ``timeout`` seconds for the first."""
+        return self._call("events", EventBatch, timeout=timeout, cursor=cursor, deadline=...)
+
+    # The one way through
+
+    def _named(
+        self,
+        operation: str,
+        result: type[T],
+        instance: Instance | str,
+        timeout: float | None,
+        **arguments: Any,
+    ) -> T:
+        name = _name(instance)
+        return self._call(operation, result, name, timeout=timeout, name=name, deadline=..., **arguments)
+
+    def _call(
+        self,
+        operation_name: str,
+        result: type[T],
+        instance_name: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        **arguments: Any,
+    ) -> T:
+        operation = OPERATION[operation_name]
+        try:
+            if self._manager is None:
+                raise Refused("the driver has been closed", code="driver-closed")
+            if operation.capability is not None:
+                self._require(operation.capability, operation_name, instance_name)
+            deadline = Deadline.after(operation.default_timeout if timeout is None else timeout)
+            if "deadline" in arguments:
+                arguments["deadline"] = deadline
+            call = OperationCall(
+                name=operation_name,
+                driver=self._name,
+                instance=instance_name,
+                arguments=arguments,
+                deadline=deadline,
+            )
+            with self._lock(operation_name, instance_name, deadline) if operation.mutating else _NOTHING:
+                return cast("T", self._manager.hook.hv_operation(call=call))
+        except HypervisorError as error:
+            raise self._stamp(error, operation_name, instance_name) from error.__cause__
+        except Exception as error:
+            fault = extension_fault(error, operation_name, self._manager)
+            raise self._stamp(fault, operation_name, instance_name) from error
+
+    def _lock(
+        self, operation: str, instance: str | None, deadline: Deadline
+    ) -> contextlib.AbstractContextManager[None]:
+        if instance is None:
+            return _NOTHING
+        return instance_lock(os.path.join(self._directories.state, "locks"), instance, operation, deadline)
+
+    def _require(self, capability: Capability, operation: str, instance: str | None) -> None:
+        claim = self._description.claim(capability)
+        if not claim.offered:
+            raise self._stamp(
+                UnsupportedOperation(
+                    f"driver {self._name} does not offer {capability.value} ({claim.level.value}): {claim.reason}",
+                    hint=f"'hv doctor --driver {self._name}' shows what it offers",
+                ),
+                operation,
+                instance,
+            )
+
+    def _stamp(self, error: HypervisorError, operation: str, instance: str | None) -> HypervisorError:
+        error.driver = error.driver or self._name
+        error.operation = error.operation or operation
+        error.instance = error.instance or instance
+        return error
+
+    def _known(self, definition: Instance) -> Instance:
+        return with_identities(definition, self._host_id)
+
+    def _definition(self, instance: DefinitionLike) -> Instance:
+        return self._known(read_definition(instance)[0])
+
+    def _checked(self, instance: DefinitionLike) -> Instance:
+        findings = self.check_parameter_syntax(instance)
+        definition = self._definition(instance)
+        if not findings.ok:
+            raise self._stamp(
+                InvalidParameters("the definition has errors", findings.errors),
+                "check_parameter_syntax",
+                definition.name or None,
+            )
+        return definition
+
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _covers(reported: str, path: str) -> bool:
+    return path == reported or path.startswith((f"{reported}.", f"{reported}["))
+
+
+def _name(instance: Instance | str) -> str:
+    name = instance.name if isinstance(instance, Instance) else instance
+    problem = check_instance_name(name) if type(name) is str else "is not text"
+    if problem:
+        raise _invalid("name", problem, None)
+    return name
+
+
+def _invalid(path: str, message: str, instance: str | None) -> InvalidParameters:
+    return InvalidParameters(
+        "an argument is not valid",
+        FindingSet([Finding(code="invalid-value", path=path, message=message)]),
+        instance=instance,
+    )
+
+
+def operation_methods() -> Mapping[str, Any]:
+    """The methods of `Driver` that are operations, by name."""
+    return {name: getattr(Driver, name) for name in OPERATION}

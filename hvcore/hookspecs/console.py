@@ -1,0 +1,64 @@
+"""Reaching an instance's consoles."""
+
+from __future__ import annotations
+
+from hvcore.deadline import Deadline
+from hvcore.hookspecs.markers import hookspec
+from hvcore.model.console import Console, PasswordResult, Screenshot
+
+
+@hookspec(firstresult=True)
+def hv_get_instance_console(name: str, kind: str | None, deadline: Deadline) -> Console:
+    """Say how to attach to a console of a running instance.
+
+    Args:
+        name: name of the instance.
+        kind: console type; ``None`` for the first the instance offers.
+        deadline: by when to be done.
+
+    Returns:
+        Everything a client needs, resolved.
+
+    Errors: `InstanceNotFound`; `NotRunning`; `InvalidParameters` when it does not offer the type.
+
+    Capability: ``console``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_set_console_password(
+    name: str, kind: str, password: str, expires: float | None, deadline: Deadline
+) -> PasswordResult:
+    """Set the password of a console of a running instance.
+
+    Args:
+        name: name of the instance.
+        kind: console type.
+        password: the new one; an empty one locks the console. It is never logged or recorded.
+        expires: seconds from now after which it is no longer accepted; ``None`` for never.
+        deadline: by when to be done.
+
+    Returns:
+        When it expires.
+
+    Errors: `NotRunning`; `InvalidParameters`; `HypervisorRefused`.
+
+    Capability: ``console-password``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_screenshot(name: str, deadline: Deadline) -> Screenshot:
+    """Take a picture of the display of a running instance.
+
+    Args:
+        name: name of the instance.
+        deadline: by when to be done.
+
+    Returns:
+        The picture.
+
+    Errors: `NotRunning`; `HypervisorRefused` when it has no display.
+
+    Capability: ``screenshot``. Since: 0.1.
+    """

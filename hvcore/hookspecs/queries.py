@@ -1,0 +1,95 @@
+"""Looking at instances. No query takes a lock, changes anything, or waits for another instance."""
+
+from __future__ import annotations
+
+from hvcore.deadline import Deadline
+from hvcore.findings import FindingSet
+from hvcore.hookspecs.markers import hookspec
+from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats
+
+
+@hookspec(firstresult=True)
+def hv_list_instances(deadline: Deadline) -> InstanceListing:
+    """List the instances that hold something on this host: the alive ones, and the dead ones not yet stopped.
+
+    Asks no instance anything, so that a hung one delays nothing.
+
+    Args:
+        deadline: by when to be done.
+
+    Returns:
+        Names, sorted, and whether each is alive.
+
+    Errors: `HostError`.
+
+    Capability: none (every driver). Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_get_instance_info(name: str, deadline: Deadline) -> InstanceInfo:
+    """Say what an instance is doing and why.
+
+    Also for one that has ended: the reason stays until it is started again or cleaned up.
+
+    Args:
+        name: name of the instance.
+        deadline: by when to be done; an instance that does not answer is reported as ``unknown``, not waited for.
+
+    Returns:
+        State, reason and sizes.
+
+    Errors: `InstanceNotFound`.
+
+    Capability: none (every driver). Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_get_all_instances_info(deadline: Deadline) -> InstanceInfos:
+    """The same for every instance that `hv_list_instances` lists, asked side by side.
+
+    Args:
+        deadline: by when to be done; those that have not answered by then are ``unknown``.
+
+    Returns:
+        Information, sorted by name.
+
+    Errors: `HostError`.
+
+    Capability: none (every driver). Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_get_instance_stats(name: str, deadline: Deadline) -> InstanceStats:
+    """Counters of one instance.
+
+    Args:
+        name: name of the instance.
+        deadline: by when to be done.
+
+    Returns:
+        CPU seconds, bytes of memory, counters of disks and NICs.
+
+    Errors: `InstanceNotFound`; `NotRunning`; `DeadlineExceeded`.
+
+    Capability: ``stats``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_verify_instance(name: str, deadline: Deadline) -> FindingSet:
+    """Find where the record of an instance and reality have drifted apart.
+
+    Args:
+        name: name of the instance.
+        deadline: by when to be done.
+
+    Returns:
+        Findings; none when they agree.
+
+    Errors: `InstanceNotFound`.
+
+    Capability: ``verify-instance``. Since: 0.1.
+    """

@@ -1,0 +1,142 @@
+"""Moving an instance between hosts: what the two sides tell each other, progress and policy."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+from hvcore.model.units import Seconds, Size
+
+
+class MigrationPhase(enum.StrEnum):
+    """How far a migration is."""
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    PRE_SWITCHOVER = "pre-switchover"
+    DEVICE = "device"
+    POSTCOPY = "postcopy"
+    POSTCOPY_PAUSED = "postcopy-paused"
+    COMPLETED = "completed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more will come of it."""
+        return self.value in ("none", "completed", "cancelled", "failed")
+
+
+@attrs.frozen(kw_only=True)
+class MigrationInfo:
+    """What the source tells the destination: decisions, never a command line.
+
+    Attributes:
+        schema: version of the format of ``record``.
+        driver: name of the driver that made it.
+        instance: name of the instance.
+        record: the decisions the instance runs with, as plain data.
+        capabilities: what the source's hypervisor can do.
+    """
+
+    schema: int
+    driver: str
+    instance: str
+    record: Mapping[str, Any]
+    capabilities: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class MigrationTarget:
+    """Where a destination listens.
+
+    Attributes:
+        address: IP address, or path of a UNIX socket.
+        port: TCP port; ``None`` for a UNIX socket.
+        tls_hostname: name the destination's certificate must carry; ``None`` without TLS.
+    """
+
+    address: str
+    port: int | None = None
+    tls_hostname: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class MigrationPolicy:
+    """How a migration should go, and what to do when it does not converge.
+
+    Attributes:
+        live: the guest keeps running while its memory is copied.
+        max_bandwidth: bytes a second; ``None`` for no limit.
+        downtime_limit: longest pause of the guest, in seconds.
+        on_no_convergence: what to do when memory changes faster than it can be sent.
+        tls: mutual TLS; switching it off must be asked for.
+    """
+
+    live: bool = True
+    max_bandwidth: Size | None = None
+    downtime_limit: Seconds = Seconds(0.3)
+    on_no_convergence: Literal["raise-downtime", "throttle", "postcopy", "cancel"] = "raise-downtime"
+    tls: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class MigrationStatus:
+    """How a migration goes, sizes in bytes, times in seconds.
+
+    Attributes:
+        phase: how far it is.
+        transferred: bytes sent so far.
+        remaining: bytes still to send.
+        total: bytes of guest memory.
+        rate: bytes a second.
+        dirty_rate: bytes a second the guest changes.
+        expected_downtime: seconds the guest would pause if it were switched over now.
+        downtime: seconds the guest did pause, once it has.
+        total_time: seconds since the migration began.
+        error: the hypervisor's own words, when it failed.
+    """
+
+    phase: MigrationPhase
+    transferred: int = 0
+    remaining: int = 0
+    total: int = 0
+    rate: float = 0.0
+    dirty_rate: float = 0.0
+    expected_downtime: float | None = None
+    downtime: float | None = None
+    total_time: float = 0.0
+    error: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class MigrationCompatibility:
+    """Whether two versions can exchange an instance.
+
+    Attributes:
+        safe: they can.
+        reason: why not, or what to watch.
+    """
+
+    safe: bool
+    reason: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class SavedInstance:
+    """An instance saved to a file.
+
+    Attributes:
+        name: name of the instance.
+        path: the file.
+        size: its size in bytes.
+    """
+
+    name: str
+    path: str
+    size: int

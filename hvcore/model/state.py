@@ -1,0 +1,219 @@
+"""The states an instance can be in, why, and what the queries return."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class InstanceState(enum.StrEnum):
+    """What an instance is doing, as far as the host can know."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTTING_DOWN = "shutting-down"
+    STOPPED = "stopped"
+    SHUTDOWN_BY_USER = "shutdown-by-user"
+    CRASHED = "crashed"
+    PANICKED = "panicked"
+    IO_ERROR = "io-error"
+    INCOMING = "incoming"
+    MIGRATING = "migrating"
+    POSTMIGRATE = "postmigrate"
+    SAVED = "saved"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_alive(self) -> bool:
+        """A hypervisor process belongs to it, as far as the state alone can say."""
+        return self not in _DEAD
+
+
+_DEAD = frozenset(
+    {
+        InstanceState.STOPPED,
+        InstanceState.SHUTDOWN_BY_USER,
+        InstanceState.CRASHED,
+        InstanceState.SAVED,
+    }
+)
+
+
+class TwoValueState(enum.IntEnum):
+    """The older view of hosts that know only "runs" and "its user switched it off"."""
+
+    RUNNING = 0
+    SHUTDOWN = 1
+
+
+class Cause(enum.StrEnum):
+    """Why an instance is in its state."""
+
+    STARTED = "started"
+    STARTED_PAUSED = "started-paused"
+    HOST_PAUSE = "host-pause"
+    HOST_STOP = "host-stop"
+    HOST_FORCE_STOP = "host-force-stop"
+    HOST_SIGNAL = "host-signal"
+    HOST_RESTARTED = "host-restarted"
+    STOP_REQUESTED = "stop-requested"
+    GUEST_SHUTDOWN = "guest-shutdown"
+    GUEST_RESET = "guest-reset"
+    GUEST_PANIC = "guest-panic"
+    GUEST_SUSPEND = "guest-suspend"
+    WATCHDOG = "watchdog"
+    IO_ERROR = "io-error"
+    DIED = "died"
+    HYPERVISOR_ERROR = "hypervisor-error"
+    NOT_ANSWERING = "not-answering"
+    MIGRATION = "migration"
+    OTHER = "other"
+
+
+@attrs.frozen(kw_only=True)
+class StateReason:
+    """Why, since when, and in which boot of the host.
+
+    Attributes:
+        cause: why, as a stable word.
+        detail: the same for people, with the hypervisor's own words where it had any.
+        since: when the state began, in seconds since the epoch; ``None`` if nobody could tell.
+        boot_id: boot id of the host it happened on (``/proc/sys/kernel/random/boot_id``).
+    """
+
+    cause: Cause
+    detail: str = ""
+    since: float | None = None
+    boot_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class InstanceInfo:
+    """One instance as it is now.
+
+    Attributes:
+        name: name of the instance.
+        uuid: its uuid, if known.
+        state: what it is doing.
+        reason: why.
+        pid: process id of its hypervisor process, ``None`` when there is none.
+        memory: bytes of memory the guest has now (after ballooning), 0 when it is not alive.
+        memory_max: bytes it was started with, 0 when it is not alive.
+        vcpus: virtual CPUs it has now, 0 when it is not alive.
+        uptime: seconds since its hypervisor process started, ``None`` when there is none.
+        cpu_time: seconds of CPU time its hypervisor process has used, ``None`` when there is none.
+        machine: resolved machine type, for example ``pc-q35-7.2``.
+        accelerator: what runs the guest's code, for example ``kvm`` or ``tcg``.
+        incomplete: what could not be asked, and why; empty when everything could.
+    """
+
+    name: str
+    state: InstanceState
+    reason: StateReason
+    uuid: str | None = None
+    pid: int | None = None
+    memory: int = 0
+    memory_max: int = 0
+    vcpus: int = 0
+    uptime: float | None = None
+    cpu_time: float | None = None
+    machine: str | None = None
+    accelerator: str | None = None
+    incomplete: str = ""
+
+    @property
+    def two_value_state(self) -> TwoValueState | None:
+        """The state for hosts with the older view; ``None`` means "not there"."""
+        if self.state is InstanceState.SHUTDOWN_BY_USER:
+            return TwoValueState.SHUTDOWN
+        return TwoValueState.RUNNING if self.pid is not None else None
+
+
+@attrs.frozen(kw_only=True)
+class InstanceName:
+    """One row of a listing: an instance the driver accounts for.
+
+    Attributes:
+        name: name of the instance.
+        alive: its hypervisor process lives.
+        pid: its process id, ``None`` when it does not live.
+    """
+
+    name: str
+    alive: bool
+    pid: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class InstanceListing:
+    """All instances the driver accounts for, sorted by name."""
+
+    instances: tuple[InstanceName, ...]
+
+
+@attrs.frozen(kw_only=True)
+class InstanceInfos:
+    """Information about every instance, sorted by name."""
+
+    instances: tuple[InstanceInfo, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Transition:
+    """What a lifecycle operation did.
+
+    Attributes:
+        name: name of the instance.
+        before: its state before, ``None`` when there was no account of it.
+        after: its state afterwards, ``None`` when there is no account of it any more.
+        changed: something was done; ``False`` when it already was as wanted.
+        detail: what was done, for people.
+    """
+
+    name: str
+    before: InstanceState | None
+    after: InstanceState | None
+    changed: bool
+    detail: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class BlockStats:
+    """What one disk has done since the start: bytes, operations, errors, and time in seconds."""
+
+    device: str
+    read_bytes: int
+    written_bytes: int
+    reads: int
+    writes: int
+    flushes: int
+    read_time: float
+    write_time: float
+    errors: int
+
+
+@attrs.frozen(kw_only=True)
+class NicStats:
+    """What one NIC has moved since the start: bytes, packets and drops, seen from the guest."""
+
+    device: str
+    received_bytes: int
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
+    received_drops: int
+    sent_drops: int
+
+
+@attrs.frozen(kw_only=True)
+class InstanceStats:
+    """Counters of one instance: CPU seconds per vCPU, memory in bytes, disks and NICs."""
+
+    name: str
+    vcpu_times: tuple[float, ...]
+    memory_balloon: int
+    memory_resident: int
+    disks: tuple[BlockStats, ...] = ()
+    nics: tuple[NicStats, ...] = ()

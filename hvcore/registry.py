@@ -1,0 +1,290 @@
+"""Finding plugins without importing them, and loading one driver with its families and extensions.
+
+One `pluggy.PluginManager` per loaded driver: exactly one implementation answers each operation, two drivers never
+meet, and closing is dropping.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import types
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any, Protocol
+
+import attrs
+import pluggy
+
+from hvcore.audit import audit_driver, audit_extension, audit_hooks
+from hvcore.directories import Directories, default_directories
+from hvcore.driver import Driver
+from hvcore.errors import HypervisorError, LoadError
+from hvcore.findings import Finding, FindingSet
+from hvcore.hookspecs.markers import PROJECT
+from hvcore.hookspecs.table import SPECIFICATIONS
+from hvcore.operation import Dispatcher
+
+DRIVER_GROUP = "hvcore.drivers"
+EXTENSION_GROUP = "hvcore.extensions"
+
+
+@attrs.frozen(kw_only=True)
+class PluginEntry:
+    """One installed plugin, as its distribution's metadata names it; nothing of it has been imported.
+
+    Attributes:
+        group: entry-point group.
+        name: name it is loaded by.
+        value: the object the entry point refers to.
+        distribution: name of the distribution that installed it.
+        version: version of that distribution.
+    """
+
+    group: str
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+    @property
+    def label(self) -> str:
+        """Name and distribution, for messages."""
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """A kind of sub-plugin of a driver.
+
+    Attributes:
+        group: entry-point group its plugins are found in.
+        title: what one is called, for example ``NIC mode``.
+    """
+
+    group: str
+    title: str
+
+
+@attrs.frozen(kw_only=True)
+class DriverContext:
+    """What a driver is constructed with.
+
+    Attributes:
+        name: the name it is loaded by.
+        directories: where it may keep state; its own, below those of hvcore.
+        settings: the host application's settings for it; the driver checks them.
+        host_id: what tells this host from others.
+    """
+
+    name: str
+    directories: Directories
+    settings: Mapping[str, Any]
+    host_id: str
+
+
+class DriverPlugin(Protocol):
+    """What the object behind a ``hvcore.drivers`` entry point returns when called with a `DriverContext`.
+
+    Besides its hooks a driver may have ``families``, ``family_hookspecs`` and ``use_families(hook)``: the families of
+    sub-plugins, the module that specifies their hooks, and where it is told the hook relay once they are registered.
+    """
+
+
+def available(group: str) -> tuple[PluginEntry, ...]:
+    """The installed plugins of one entry-point group, sorted by name; reads metadata and imports nothing."""
+    entries = {
+        PluginEntry(
+            group=group,
+            name=entry.name,
+            value=entry.value,
+            distribution=entry.dist.name if entry.dist else "unknown",
+            version=entry.dist.version if entry.dist else "",
+        )
+        for entry in metadata.entry_points(group=group)
+    }
+    return tuple(sorted(entries, key=lambda entry: (entry.name, entry.distribution)))
+
+
+def available_drivers() -> tuple[PluginEntry, ...]:
+    """The installed drivers; reads metadata and imports nothing."""
+    return available(DRIVER_GROUP)
+
+
+def load_driver(name: str, settings: Mapping[str, Any] | None = None, *, extensions: Sequence[object] = ()) -> Driver:
+    """Load one driver by its entry-point name.
+
+    Args:
+        name: for example ``kvm`` or ``fake``.
+        settings: settings of the driver; these belong to hvcore itself: ``state_directory``, ``data_directory``,
+            ``cache_directory`` (absolute paths), ``prefer`` (a distribution, when two offer the same name) and
+            ``host_id`` (what tells this host from others; the machine id when not given).
+        extensions: objects that wrap operations; the first is outermost.
+
+    Returns:
+        The driver. Close it, or use it as a context manager.
+
+    Raises:
+        LoadError: everything that is wrong with the driver, its families and the extensions.
+    """
+    given = dict(settings or {})
+    prefer = given.pop("prefer", None)
+    entry = _choose(DRIVER_GROUP, "driver", name, prefer)
+    context = DriverContext(
+        name=name,
+        directories=_directories(given).below(name),
+        host_id=str(given.pop("host_id", None) or _host_id()),
+        settings=types.MappingProxyType(given),
+    )
+    plugin = _make(entry, context)
+    return load_plugin(plugin, context, label=entry.label, extensions=extensions, prefer=prefer)
+
+
+def load_plugin(
+    plugin: Any,
+    context: DriverContext,
+    *,
+    label: str,
+    extensions: Sequence[object] = (),
+    prefer: str | None = None,
+) -> Driver:
+    """Load a driver object that is already there, with the same audit as `load_driver`.
+
+    Args:
+        plugin: the driver.
+        context: what it was constructed with.
+        label: what to call it in messages.
+        extensions: objects that wrap operations; the first is outermost.
+        prefer: distribution to take a family plugin from when two offer the same name.
+
+    Raises:
+        LoadError: everything that is wrong.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    modules = list(SPECIFICATIONS)
+    family_hookspecs = getattr(plugin, "family_hookspecs", None)
+    if family_hookspecs is not None:
+        modules.append(family_hookspecs)
+    for module in modules:
+        manager.add_hookspecs(module)
+    findings = audit_driver(plugin, label, modules)
+    members, problems = _family_members(plugin, modules, prefer)
+    findings += problems
+    for extension in extensions:
+        findings += audit_extension(extension, _extension_label(extension), modules)
+    if findings:
+        raise LoadError(f"driver {context.name} cannot be loaded", FindingSet(findings))
+    manager.register(plugin, f"driver {context.name}")
+    manager.register(Dispatcher(manager, context.name, label), "hvcore dispatcher")
+    for member_name, member in members:
+        manager.register(member, member_name)
+    # pluggy calls the wrapper registered last first; the host's first is to be outermost.
+    for position, extension in reversed(list(enumerate(extensions))):
+        manager.register(extension, f"{_extension_label(extension)} #{position + 1}")
+    use_families = getattr(plugin, "use_families", None)
+    if use_families is not None:
+        use_families(manager.hook)
+    return Driver(context.name, manager, plugin, context.directories, context.host_id)
+
+
+def _choose(group: str, title: str, name: str, prefer: str | None) -> PluginEntry:
+    entries = available(group)
+    named = [entry for entry in entries if entry.name == name]
+    if len(named) > 1 and prefer:
+        named = [entry for entry in named if entry.distribution == prefer] or named
+    if len(named) == 1:
+        return named[0]
+    if named:
+        both = " and ".join(entry.label for entry in named)
+        finding = Finding(
+            code="duplicate-plugin",
+            path=name,
+            message=f"is offered by {both}",
+            hint="uninstall one, or prefer a distribution in the settings",
+        )
+    else:
+        known = ", ".join(sorted({entry.name for entry in entries})) or "none"
+        finding = Finding(
+            code="unknown-plugin",
+            path=str(name)[:60],
+            message=f"is no installed {title}",
+            hint=f"installed: {known}",
+        )
+    raise LoadError(f"there is no single {title} of that name", FindingSet([finding]))
+
+
+def _import(entry: PluginEntry) -> Any:
+    for point in metadata.entry_points(group=entry.group, name=entry.name):
+        if point.value == entry.value and (point.dist is None or point.dist.name == entry.distribution):
+            return point.load()
+    raise LookupError(f"{entry.label} has gone")
+
+
+def _make(entry: PluginEntry, context: DriverContext) -> Any:
+    try:
+        return _import(entry)(context)
+    except HypervisorError:
+        raise
+    except Exception as error:
+        raise LoadError(f"driver {entry.name} cannot be loaded", FindingSet([_broken(entry, error)])) from error
+
+
+def _broken(entry: PluginEntry, error: Exception) -> Finding:
+    return Finding(
+        code="broken-plugin",
+        path=entry.label,
+        message=f"{entry.value} cannot be imported or made: {type(error).__name__}: {error}",
+        hint=f"repair or uninstall the distribution {entry.distribution}",
+    )
+
+
+def _family_members(
+    plugin: Any, modules: Sequence[types.ModuleType], prefer: str | None
+) -> tuple[list[tuple[str, Any]], list[Finding]]:
+    members: list[tuple[str, Any]] = []
+    findings: list[Finding] = []
+    for family in getattr(plugin, "families", ()):
+        for name in dict.fromkeys(entry.name for entry in available(family.group)):
+            try:
+                entry = _choose(family.group, family.title, name, prefer)
+                member = _import(entry)
+            except LoadError as error:
+                findings += error.findings
+            except Exception as error:
+                findings.append(_broken(entry, error))
+            else:
+                findings += audit_hooks(member, f"{family.title} {entry.label}", modules)
+                members.append((f"{family.title} {entry.label}", member))
+    return members, findings
+
+
+def _directories(settings: dict[str, Any]) -> Directories:
+    standard = default_directories()
+    chosen: dict[str, str] = {}
+    findings = []
+    for kind in ("state", "data", "cache"):
+        given = settings.pop(f"{kind}_directory", None)
+        path = getattr(standard, kind) if given is None else os.fspath(given)
+        if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+            findings.append(Finding(code="invalid-value", path=f"{kind}_directory", message="is not an absolute path"))
+        else:
+            chosen[kind] = os.path.normpath(path)
+    if findings:
+        raise LoadError("the settings have errors", FindingSet(findings))
+    return Directories(**chosen)
+
+
+def _host_id() -> str:
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            with open(path, encoding="ascii") as file:
+                found = file.read(64).strip()
+        except OSError:
+            continue
+        if found:
+            return found
+    return platform.node()
+
+
+def _extension_label(extension: object) -> str:
+    return extension.__name__ if isinstance(extension, type | types.ModuleType) else type(extension).__name__

@@ -1,0 +1,235 @@
+"""What a QEMU program can do: asked over QMP once per program and kept in a cache, never read from help text."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from hvcore import (
+    Deadline,
+    Finding,
+    FindingSet,
+    HostError,
+    InvalidParameters,
+    private_directory,
+    read_record,
+    write_record,
+)
+from hvcore_kvm import process
+from hvcore_kvm.qmp import QmpClient, QmpError
+
+MINIMUM_VERSION = (7, 2, 0)
+"""Oldest QEMU the driver works with."""
+
+_SCHEMA = 1
+_PROBE_TIMEOUT = 20.0
+_SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/libexec"
+
+
+@attrs.frozen(kw_only=True)
+class MachineType:
+    """One machine type: its versioned name, its alias, and what QEMU says of it."""
+
+    name: str
+    alias: str = ""
+    is_default: bool = False
+    deprecated: bool = False
+    cpu_max: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class QemuCapabilities:
+    """What one QEMU program can do.
+
+    Attributes:
+        path: the program.
+        version: major, minor and micro version.
+        package: the distribution's own version.
+        machines: machine types, by name.
+        cpu_models: names of CPU models.
+        devices: names of device types.
+        kvm_built_in: it was built with KVM.
+    """
+
+    path: str
+    version: tuple[int, int, int]
+    package: str
+    machines: tuple[MachineType, ...]
+    cpu_models: tuple[str, ...]
+    devices: tuple[str, ...]
+    kvm_built_in: bool
+
+    @property
+    def version_text(self) -> str:
+        """The version as QEMU writes it."""
+        return ".".join(map(str, self.version))
+
+    def machine(self, name: str) -> MachineType | None:
+        """The machine type of a name or alias."""
+        return next((m for m in self.machines if name in (m.name, m.alias)), None)
+
+
+@attrs.frozen(kw_only=True)
+class _Cached:
+    identity: str
+    capabilities: QemuCapabilities
+
+
+def find_qemu(program: str) -> str:
+    """The absolute path of a QEMU program.
+
+    Raises:
+        InvalidParameters: it is not there or cannot be executed; says what to install.
+    """
+    if os.path.isabs(program):
+        found: str | None = program
+    else:
+        found = None if "/" in program else shutil.which(program, path=_SEARCHED)
+    if found is None or not os.path.isfile(found):
+        raise _unusable(
+            "qemu-missing", f"there is no QEMU program {program}", "install it: apt-get install qemu-system-x86"
+        )
+    if not os.access(found, os.X_OK):
+        raise _unusable("qemu-not-executable", f"{found} cannot be executed by this user", "look at its mode and owner")
+    return found
+
+
+def capabilities_of(program: str, cache_directory: str, deadline: Deadline) -> QemuCapabilities:
+    """What a QEMU program can do, from the cache if it has not changed since it was asked.
+
+    Args:
+        program: path or name of the program.
+        cache_directory: where answers are kept; an unusable one only costs time.
+        deadline: by when the program must have answered.
+
+    Raises:
+        InvalidParameters: it is missing, cannot be executed, does not answer, or is too old.
+    """
+    path = find_qemu(program)
+    identity = _identity(path)
+    with contextlib.ExitStack() as stack:
+        cache = _open_cache(cache_directory, stack)
+        name = f"qemu-{hashlib.sha256(path.encode()).hexdigest()[:16]}.json"
+        cached = _read_cache(cache, name)
+        if cached is not None and cached.identity == identity:
+            return cached.capabilities
+        found = _probe(path, deadline)
+        if cache is not None:
+            with contextlib.suppress(HostError):
+                write_record(cache, name, _Cached(identity=identity, capabilities=found), schema=_SCHEMA)
+        return found
+
+
+def _identity(path: str) -> str:
+    found = os.stat(path)
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _open_cache(directory: str, stack: contextlib.ExitStack) -> int | None:
+    try:
+        fd = os.open(private_directory(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (HostError, OSError):
+        return None
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _read_cache(cache: int | None, name: str) -> _Cached | None:
+    if cache is None:
+        return None
+    try:
+        return read_record(cache, name, _Cached, schema=_SCHEMA)
+    except Exception:
+        return None
+
+
+def _probe(path: str, deadline: Deadline) -> QemuCapabilities:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = deadline.sooner(_PROBE_TIMEOUT)
+    with ours, theirs, tempfile.TemporaryFile() as output:
+        argv = [
+            path,
+            *("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"),
+            *("-chardev", f"socket,id=probe,fd={process.FIRST_FD}", "-mon", "chardev=probe,mode=control"),
+        ]
+        pid = process.spawn(argv, [theirs.fileno()], output.fileno())
+        pidfd = os.pidfd_open(pid)
+        try:
+            theirs.close()
+            client = QmpClient(ours)
+            try:
+                client.negotiate(deadline)
+                if client.version < MINIMUM_VERSION:
+                    raise _too_old(path, client.version)
+                return _ask(path, client, deadline)
+            except QmpError as error:
+                process.end(pidfd, Deadline.after(5))
+                output.seek(0)
+                words = output.read(4096).decode(errors="replace").strip()
+                raise _unusable(
+                    "qemu-not-answering",
+                    f"{path} did not answer as a QEMU should: {words or error}",
+                    "try it by hand: " + " ".join([path, "-machine none -display none -monitor stdio"]),
+                ) from error
+        finally:
+            process.end(pidfd, Deadline.after(5))
+            os.close(pidfd)
+
+
+def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
+    machines = client.execute("query-machines", deadline=deadline)
+    models = client.execute("query-cpu-definitions", deadline=deadline)
+    devices = client.execute("qom-list-types", {"implements": "device", "abstract": False}, deadline=deadline)
+    kvm = client.execute("query-kvm", deadline=deadline)
+    return QemuCapabilities(
+        path=path,
+        version=client.version,
+        package=client.package,
+        machines=tuple(
+            MachineType(
+                name=m["name"],
+                alias=m.get("alias", ""),
+                is_default=m.get("is-default", False),
+                deprecated=m.get("deprecated", False),
+                cpu_max=m["cpu-max"],
+            )
+            for m in sorted(machines, key=lambda m: str(m["name"]))
+        ),
+        cpu_models=tuple(sorted(model["name"] for model in models)),
+        devices=tuple(sorted(device["name"] for device in devices)),
+        kvm_built_in=bool(kvm["present"]),
+    )
+
+
+def _too_old(path: str, version: Iterable[int]) -> InvalidParameters:
+    found, wanted = (".".join(map(str, v)) for v in (version, MINIMUM_VERSION))
+    return _unusable("qemu-too-old", f"{path} is QEMU {found}; {wanted} or newer is needed", "install a newer QEMU")
+
+
+def _unusable(code: str, message: str, hint: str) -> InvalidParameters:
+    finding = Finding(code=code, path="params.qemu", message=message, hint=hint)
+    return InvalidParameters("QEMU cannot be used", FindingSet([finding]))
+
+
+def qemu_words(output: str) -> str:
+    """What QEMU said, from what it printed: its last lines, warnings left out where there is anything else."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [re.sub(r"^\S*qemu-system-\S+: ", "", line) for line in lines]
+    grave = [line for line in said if not line.startswith("warning: ")]
+    return "; ".join((grave or said)[-3:])
+
+
+def as_json(capabilities: QemuCapabilities) -> dict[str, Any]:
+    """The capabilities as plain data."""
+    plain: dict[str, Any] = json.loads(json.dumps(attrs.asdict(capabilities)))
+    return plain

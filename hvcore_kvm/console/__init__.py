@@ -1,0 +1,1 @@
+"""Console types: one file per plugin."""

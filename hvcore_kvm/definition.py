@@ -1,0 +1,167 @@
+"""A definition with its parameters structured: what everything after the syntax check works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+from hvcore import Disk, Finding, Instance, Nic, ParameterSection, structure_sections
+from hvcore_kvm.families import ConsoleType, Families, NicMode, SecurityModel, unknown_member
+from hvcore_kvm.parameters import (
+    OWN_SECTIONS,
+    BootParameters,
+    CpuParameters,
+    DiskParameters,
+    MachineParameters,
+    NicParameters,
+    parameter_table,
+)
+
+T = TypeVar("T")
+
+DEFAULT_SECURITY_MODEL = "none"
+_MIB = 2**20
+
+
+@attrs.frozen(kw_only=True)
+class DiskDefinition:
+    """One disk: the model's record, the driver's parameters, its place in the definition."""
+
+    index: int
+    disk: Disk
+    parameters: DiskParameters
+
+    @property
+    def origin(self) -> str:
+        """Where it stands in the definition."""
+        return f"disks[{self.index}]"
+
+
+@attrs.frozen(kw_only=True)
+class NicDefinition:
+    """One NIC: the model's record, the driver's parameters, its mode and the mode's parameters."""
+
+    index: int
+    nic: Nic
+    parameters: NicParameters
+    mode: NicMode
+    mode_parameters: Any
+
+    @property
+    def origin(self) -> str:
+        """Where it stands in the definition."""
+        return f"nics[{self.index}]"
+
+
+@attrs.frozen(kw_only=True)
+class Definition:
+    """An instance with everything structured and every plugin picked."""
+
+    instance: Instance
+    machine: MachineParameters
+    cpu: CpuParameters
+    boot: BootParameters
+    disks: tuple[DiskDefinition, ...]
+    nics: tuple[NicDefinition, ...]
+    security_model: SecurityModel | None
+    security_parameters: Any
+    consoles: tuple[tuple[ConsoleType, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the instance."""
+        return self.instance.name
+
+
+def read(instance: Instance, families: Families) -> tuple[Definition, list[Finding]]:
+    """Structure the parameters of a definition and find everything wrong that needs no host.
+
+    Returns:
+        The definition, to be used only if there are no findings, and the findings.
+    """
+    table = parameter_table(families)
+    records, findings = structure_sections(table.at("instance"), instance.params, "params")
+    if instance.memory % _MIB:
+        message = f"{instance.memory} bytes is not a whole number of MiB"
+        findings.append(Finding(code="invalid-value", path="memory", message=message))
+    disks = tuple(_disk(i, disk, findings) for i, disk in enumerate(instance.disks))
+    nics = tuple(n for i, nic in enumerate(instance.nics) if (n := _nic(i, nic, families, findings)) is not None)
+    security, security_parameters = _security_model(instance, families, records, findings)
+    consoles = _consoles(instance, families, records, findings)
+    definition = Definition(
+        instance=instance,
+        machine=_of(records, MachineParameters),
+        cpu=_of(records, CpuParameters),
+        boot=_of(records, BootParameters),
+        disks=disks,
+        nics=nics,
+        security_model=security,
+        security_parameters=security_parameters,
+        consoles=consoles,
+    )
+    return definition, findings
+
+
+def _of(records: Mapping[type, Any], kind: type[T]) -> T:
+    found: T = records[kind]
+    return found
+
+
+def _disk(index: int, disk: Disk, findings: list[Finding]) -> DiskDefinition:
+    sections = [section for section in OWN_SECTIONS if section.place == "disk"]
+    records, problems = structure_sections(sections, disk.params, f"disks[{index}].params")
+    findings += problems
+    return DiskDefinition(index=index, disk=disk, parameters=_of(records, DiskParameters))
+
+
+def _nic(index: int, nic: Nic, families: Families, findings: list[Finding]) -> NicDefinition | None:
+    path = f"nics[{index}]"
+    sections = [section for section in OWN_SECTIONS if section.place == "nic"]
+    mode = families.nic_modes.get(nic.mode)
+    if mode is None:
+        findings.append(unknown_member("NIC mode", nic.mode, families.nic_modes, f"{path}.mode"))
+        return None
+    if mode.parameters is not None:
+        sections.append(ParameterSection(title=mode.name, place="nic", fields=mode.parameters, rules=tuple(mode.rules)))
+    records, problems = structure_sections(sections, nic.params, f"{path}.params")
+    mode_parameters = records.get(mode.parameters) if mode.parameters is not None else None
+    if not problems:
+        problems = [finding.below(path) for finding in mode.backend.check(nic, mode_parameters)]
+    findings += problems
+    return NicDefinition(
+        index=index,
+        nic=nic,
+        parameters=_of(records, NicParameters),
+        mode=mode,
+        mode_parameters=mode_parameters,
+    )
+
+
+def _security_model(
+    instance: Instance, families: Families, records: Mapping[type, Any], findings: list[Finding]
+) -> tuple[SecurityModel | None, Any]:
+    name = instance.security_model or DEFAULT_SECURITY_MODEL
+    model = families.security_models.get(name)
+    if model is None:
+        findings.append(unknown_member("security model", name, families.security_models, "security_model"))
+        return None, None
+    parameters = records.get(model.parameters) if model.parameters is not None else None
+    findings += model.backend.check(instance, parameters)
+    return model, parameters
+
+
+def _consoles(
+    instance: Instance, families: Families, records: Mapping[type, Any], findings: list[Finding]
+) -> tuple[tuple[ConsoleType, Any], ...]:
+    chosen = []
+    for index, name in enumerate(instance.consoles):
+        console = families.console_types.get(name)
+        if console is None:
+            findings.append(unknown_member("console type", name, families.console_types, f"consoles[{index}]"))
+            continue
+        parameters = records.get(console.parameters) if console.parameters is not None else None
+        findings += console.backend.check(instance, parameters)
+        chosen.append((console, parameters))
+    return tuple(chosen)

@@ -1,0 +1,212 @@
+"""One directory per instance, 0700: sockets, event journal, records. Everything in it is opened beneath its descriptor.
+
+::
+
+    STATE/instances/NAME/    volatile: control query serial (sockets) events stderr journal
+                             process.json record.json stop.json
+    DATA/instances/NAME/     kept: history.json placement.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from hvcore import Directories, HostError, private_directory, read_record, write_record
+
+T = TypeVar("T")
+
+CONTROL = "control"
+"""Monitor for commands that change something; used under the instance's lock."""
+QUERY = "query"
+"""Monitor for questions; anybody may ask."""
+EVENTS = "events"
+"""File that QEMU appends its events to."""
+STDERR = "stderr"
+"""File that QEMU's standard output and error go to."""
+JOURNAL = "journal"
+"""Steps of an operation that has not finished."""
+
+
+class InstanceDirectory:
+    """The two directories of one instance. A context manager; opening it makes nothing.
+
+    Args:
+        directories: the driver's.
+        name: name of the instance, its grammar checked.
+    """
+
+    def __init__(self, directories: Directories, name: str) -> None:
+        self.name = name
+        self.path = os.path.join(directories.state, "instances", name)
+        self.data_path = os.path.join(directories.data, "instances", name)
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors; a second call does nothing."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    @property
+    def exists(self) -> bool:
+        """There is a volatile directory: the instance holds something on this host."""
+        return self._open(self.path) is not None
+
+    @property
+    def has_data(self) -> bool:
+        """Something is kept about the instance."""
+        return self._open(self.data_path) is not None
+
+    def make(self) -> None:
+        """Make the volatile directory.
+
+        Raises:
+            HostError: it cannot be made.
+        """
+        private_directory(self.path)
+
+    def join(self, name: str) -> str:
+        """Path of something in the volatile directory."""
+        return os.path.join(self.path, name)
+
+    def read(self, name: str, kind: type[T], *, schema: int, data: bool = False) -> T | None:
+        """Read a record; ``None`` when it or the directory is not there.
+
+        Raises:
+            RecordError: it is damaged.
+        """
+        fd = self._open(self.data_path if data else self.path)
+        return None if fd is None else read_record(fd, name, kind, schema=schema)
+
+    def write(self, name: str, record: Any, *, schema: int, data: bool = False) -> None:
+        """Write a record, replacing it as a whole; kept ones survive a crash of the host.
+
+        Raises:
+            RecordError: it cannot be written.
+            HostError: the directory for kept records cannot be made.
+        """
+        path = self.data_path if data else self.path
+        if data:
+            private_directory(path)
+        fd = self._open(path)
+        if fd is None:
+            raise HostError(f"the directory {path} has gone", instance=self.name)
+        write_record(fd, name, record, schema=schema, durable=data)
+
+    def remove(self, name: str, *, data: bool = False) -> None:
+        """Remove a file; not an error when it is not there."""
+        fd = self._open(self.data_path if data else self.path)
+        if fd is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=fd)
+
+    def append_only(self, name: str) -> int:
+        """Open a file for appending, made if needed; the caller closes it."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(name, flags, 0o600, dir_fd=self._need())
+
+    def listen(self, name: str, backlog: int = 16) -> int:
+        """Bind and listen on a UNIX socket, however long the path; the caller closes the descriptor."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.bind(f"/proc/self/fd/{self._need()}/{name}")
+            listener.listen(backlog)
+            return listener.detach()
+        finally:
+            listener.close()
+
+    def tail(self, name: str, limit: int) -> str:
+        """The last bytes of a file as text; empty when it is not there."""
+        return read_tail(self._open(self.path), name, limit)
+
+    def remove_volatile(self) -> None:
+        """Remove the volatile directory and everything in it."""
+        self.close()
+        _remove_tree(self.path)
+
+    def remove_data_if_empty(self) -> None:
+        """Remove the directory for kept records when nothing is in it."""
+        self.close()
+        with contextlib.suppress(OSError):
+            os.rmdir(self.data_path)
+
+    def remove_all(self) -> None:
+        """Remove both directories and everything in them."""
+        self.remove_volatile()
+        _remove_tree(self.data_path)
+
+    def _need(self) -> int:
+        fd = self._open(self.path)
+        if fd is None:
+            raise HostError(f"the directory {self.path} has gone", instance=self.name)
+        return fd
+
+    def _open(self, path: str) -> int | None:
+        if path not in self._fds:
+            try:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._fds[path] = os.open(path, flags)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise HostError(
+                    f"cannot open {path}: {error.strerror}",
+                    instance=self.name,
+                    hint="run it as the user who started the instance",
+                ) from error
+        return self._fds[path]
+
+
+def instance_names(directories: Directories) -> Iterator[str]:
+    """Names of all instances that have a volatile directory, sorted."""
+    path = os.path.join(directories.state, "instances")
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield entry.name
+
+
+def read_tail(directory_fd: int | None, name: str, limit: int) -> str:
+    """The last ``limit`` bytes of a file as text; empty when it is not there."""
+    if directory_fd is None:
+        return ""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+    except OSError:
+        return ""
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        return os.pread(fd, limit, max(0, found.st_size - limit)).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    # rmtree works through directory descriptors and does not follow symbolic links.
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}") from error

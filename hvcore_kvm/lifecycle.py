@@ -1,0 +1,348 @@
+"""Stopping, restarting, pausing, forgetting: everything that changes an instance that is there. Needs its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from hvcore import (
+    AlreadyRunning,
+    Cause,
+    Deadline,
+    DeadlineExceeded,
+    HypervisorRefused,
+    InstanceState,
+    NotRunning,
+    OutcomeUnknown,
+    RecordError,
+    Transition,
+    UnsupportedOperation,
+    WrongState,
+)
+from hvcore_kvm import process
+from hvcore_kvm.directory import CONTROL, EVENTS, InstanceDirectory
+from hvcore_kvm.events import last
+from hvcore_kvm.observation import Observed, ended_state, observe
+from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpRefused, QmpTimeout
+from hvcore_kvm.runtime import HISTORY, SCHEMA, STOP_REQUEST, History, StopRequest
+
+PRESS_AGAIN = 5.0
+"""Seconds after which the power button is pressed again: a guest that was still booting missed the first."""
+
+_RESUMABLE = ("paused", "prelaunch", "suspended", "debug", "watchdog", "io-error")
+
+
+class Control:
+    """Changes one instance.
+
+    Args:
+        directory: the instance's directory.
+        release: takes down what the start put up outside the directory, once the process is gone.
+    """
+
+    def __init__(self, directory: InstanceDirectory, release: Callable[[Observed], None]) -> None:
+        self._directory = directory
+        self._name = directory.name
+        self._release = release
+
+    def stop(self, *, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline) -> Transition:
+        """Stop it and release everything it held; see the hook of the same name."""
+        if not self._directory.exists:
+            history = self._directory.read(HISTORY, History, schema=SCHEMA, data=True)
+            state = history.state if history else None
+            return self._unchanged(state, "it was not running")
+        seen = observe(self._directory)
+        self._end_strays(seen, deadline)
+        if not seen.alive or seen.process is None:
+            before, _ = ended_state(seen)
+            self._finish(seen, None)
+            return Transition(
+                name=self._name,
+                before=before,
+                after=self._recorded(),
+                changed=False,
+                detail="it was not running; what it had left was cleaned up",
+            )
+        before = _before(seen)
+        asked, forced = False, None
+        with process.held(seen.process.identity) as pidfd:
+            # None: it ended by itself in this very moment.
+            if pidfd is not None:
+                asked = not force and self._ask_and_wait(pidfd, seen, grace, retry, escalate, deadline)
+                if not asked:
+                    forced = Cause.HOST_FORCE_STOP
+                    self._end(pidfd, deadline)
+        how = "the guest powered off" if asked else "stopped by force"
+        if forced and not force:
+            how = "the guest did not power off in time; stopped by force"
+        self._finish(observe(self._directory), forced)
+        return Transition(name=self._name, before=before, after=self._recorded(), changed=True, detail=how)
+
+    def pause(self, deadline: Deadline) -> Transition:
+        """Stop its virtual CPUs."""
+        with self._monitor(deadline) as client:
+            status = self._status(client, deadline)
+            if status in ("paused", "prelaunch"):
+                return self._unchanged(_plain(status), "it was paused already")
+            if status != "running":
+                raise WrongState(f"it cannot be paused: QEMU's run state is {status}", instance=self._name)
+            self._execute(client, "stop", deadline)
+        return Transition(
+            name=self._name, before=InstanceState.RUNNING, after=InstanceState.PAUSED, changed=True, detail="paused"
+        )
+
+    def resume(self, deadline: Deadline) -> Transition:
+        """Let its virtual CPUs run."""
+        with self._monitor(deadline) as client:
+            status = self._status(client, deadline)
+            if status == "running":
+                return self._unchanged(InstanceState.RUNNING, "it was running already")
+            if status not in _RESUMABLE:
+                raise WrongState(
+                    f"it cannot be resumed: QEMU's run state is {status}",
+                    instance=self._name,
+                    hint="after a migration the other side may run; otherwise reset or stop it",
+                )
+            self._execute(client, "cont", deadline)
+        return Transition(
+            name=self._name, before=_plain(status), after=InstanceState.RUNNING, changed=True, detail="resumed"
+        )
+
+    def reset(self, deadline: Deadline) -> Transition:
+        """Press the reset button."""
+        with self._monitor(deadline) as client:
+            status = self._status(client, deadline)
+            if status in ("inmigrate", "postmigrate", "finish-migrate"):
+                raise WrongState(f"it cannot be reset: QEMU's run state is {status}", instance=self._name)
+            self._execute(client, "system_reset", deadline)
+            after = InstanceState.RUNNING
+            if status in ("guest-panicked", "shutdown", "internal-error"):
+                # The reset cleared what had stopped it; the button means: run again.
+                self._execute(client, "cont", deadline)
+            elif status != "running":
+                after = _plain(status)
+        return Transition(name=self._name, before=_plain(status), after=after, changed=True, detail="reset")
+
+    def cleanup(self, deadline: Deadline) -> Transition:
+        """Forget it."""
+        before = None
+        if self._directory.exists:
+            seen = observe(self._directory)
+            if seen.alive:
+                raise AlreadyRunning("it is running and cannot be forgotten", instance=self._name, hint="stop it first")
+            self._end_strays(seen, deadline)
+            before, _ = ended_state(seen)
+            self._release(seen)
+        elif self._directory.has_data:
+            before = self._recorded()
+        self._directory.remove_all()
+        return Transition(name=self._name, before=before, after=None, changed=before is not None, detail="forgotten")
+
+    def clear_leftovers(self, deadline: Deadline) -> None:
+        """Put away what an earlier life or an interrupted operation has left, before a start.
+
+        Raises:
+            AlreadyRunning: it is alive.
+        """
+        if not self._directory.exists:
+            return
+        seen = observe(self._directory)
+        if seen.alive and seen.record is not None and seen.process is not None:
+            raise AlreadyRunning(
+                f"it is running already, as process {seen.process.identity.pid}",
+                instance=self._name,
+                hint="stop or reboot it",
+            )
+        if seen.alive and seen.process is not None:
+            # A start was interrupted after QEMU had been started and before it was recorded: it has never run.
+            with process.held(seen.process.identity) as pidfd:
+                if pidfd is not None:
+                    process.end(pidfd, deadline)
+        self._end_strays(seen, deadline)
+        self._finish(observe(self._directory), None)
+
+    def require_alive(self) -> Observed:
+        """What is known of it.
+
+        Raises:
+            NotRunning: it is not alive.
+        """
+        if not self._directory.exists:
+            raise NotRunning("it is not running", instance=self._name, hint="start it first")
+        seen = observe(self._directory)
+        if not seen.alive:
+            state, reason = ended_state(seen)
+            raise NotRunning(f"it is not running: {state.value}, {reason.detail}", instance=self._name)
+        return seen
+
+    def _end(self, pidfd: int, deadline: Deadline) -> None:
+        now = time.time()
+        # A full file system must not keep an instance alive; then only the reason of its end is less exact.
+        with contextlib.suppress(RecordError):
+            self._directory.write(STOP_REQUEST, StopRequest(time=now, until=now, forced=True), schema=SCHEMA)
+        if not process.end(pidfd, deadline):
+            raise OutcomeUnknown(
+                "QEMU was killed and does not end",
+                hint="it may hang in the kernel on a device; look at its state in /proc",
+            )
+
+    def _ask_and_wait(
+        self, pidfd: int, seen: Observed, grace: float, retry: bool, escalate: bool, deadline: Deadline
+    ) -> bool:
+        if not _has_power_button(seen):
+            if escalate:
+                return False
+            raise UnsupportedOperation(
+                "the guest cannot be asked to power off: it has no ACPI", hint="stop it by force"
+            )
+        waiting = deadline.sooner(grace)
+        outstanding = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        press = retry or outstanding is None or time.time() >= outstanding.until
+        try:
+            while not waiting.expired:
+                if press and not self._press(waiting):
+                    return self._cannot_be_asked(escalate)
+                press = True
+                if process.wait_dead(pidfd, waiting.sooner(PRESS_AGAIN)):
+                    return True
+        except (QmpConnectError, QmpTimeout, QmpClosed) as error:
+            if process.wait_dead(pidfd, Deadline.after(1.0)):
+                return True
+            if not escalate:
+                raise OutcomeUnknown(f"QEMU does not take the request to power off: {error}") from error
+            return False
+        if not escalate:
+            raise DeadlineExceeded(
+                f"the guest did not power off within {grace:g} s and runs on",
+                hint="give it more time, or stop it by force",
+            )
+        return False
+
+    def _press(self, waiting: Deadline) -> bool:
+        """Press the power button; false when nobody in the guest can notice it."""
+        with QmpClient.connect(self._directory.join(CONTROL), waiting) as client:
+            status = client.execute("query-status", deadline=waiting)["status"]
+            if status not in ("running", "paused", "suspended"):
+                return False
+            now = time.time()
+            # Written first: a guest that powers off at once must be known to have been asked.
+            request = StopRequest(time=now, until=now + waiting.timeout())
+            self._directory.write(STOP_REQUEST, request, schema=SCHEMA)
+            if status == "paused":
+                client.execute("cont", deadline=waiting)
+            client.execute("system_powerdown", deadline=waiting)
+            return True
+
+    def _cannot_be_asked(self, escalate: bool) -> bool:
+        if escalate:
+            return False
+        raise UnsupportedOperation(
+            "the guest cannot be asked to power off in its state", hint="resume it, or stop it by force"
+        )
+
+    def _finish(self, seen: Observed, forced: Cause | None) -> None:
+        """Once the process is gone: take down what it had, write down how it ended, remove the directory."""
+        state, reason = ended_state(seen)
+        if forced is not None:
+            state, cause, detail = InstanceState.STOPPED, forced, "the host stopped it by force"
+        else:
+            cause, detail = reason.cause, reason.detail
+        self._release(seen)
+        if seen.process is not None and seen.record is not None:
+            history = History(
+                uuid=seen.record.instance.uuid or "",
+                started=seen.process.started,
+                boot_id=seen.process.identity.boot_id,
+                ended=reason.since or time.time(),
+                state=state,
+                cause=cause,
+                detail=detail,
+            )
+            self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
+        self._directory.remove_volatile()
+
+    def _end_strays(self, seen: Observed, deadline: Deadline) -> None:
+        """End a QEMU that was started and not written down: it is the only one that holds the event file."""
+        known = seen.process.identity.pid if seen.process else -1
+        if seen.process is not None and seen.record is not None:
+            return
+        for pid in process.holders(self._directory.join(EVENTS)):
+            if pid != known:
+                with contextlib.suppress(ProcessLookupError), _pidfd(pid) as fd:
+                    process.end(fd, deadline)
+
+    def _recorded(self) -> InstanceState | None:
+        try:
+            history = self._directory.read(HISTORY, History, schema=SCHEMA, data=True)
+        except RecordError:
+            return InstanceState.UNKNOWN
+        if history is None:
+            return None
+        return history.state or InstanceState.CRASHED
+
+    @contextlib.contextmanager
+    def _monitor(self, deadline: Deadline) -> Iterator[QmpClient]:
+        self.require_alive()
+        try:
+            with QmpClient.connect(self._directory.join(CONTROL), deadline) as client:
+                yield client
+        except QmpConnectError as error:
+            self.require_alive()
+            raise DeadlineExceeded(
+                f"QEMU does not answer, nothing was asked of it: {error}", instance=self._name
+            ) from error
+
+    def _status(self, client: QmpClient, deadline: Deadline) -> str:
+        try:
+            return str(client.execute("query-status", deadline=deadline)["status"])
+        except QmpTimeout as error:
+            raise DeadlineExceeded("QEMU does not answer, nothing was asked of it", instance=self._name) from error
+        except QmpClosed as error:
+            raise NotRunning("it has just ended", instance=self._name) from error
+
+    def _execute(self, client: QmpClient, command: str, deadline: Deadline) -> None:
+        try:
+            client.execute(command, deadline=deadline)
+        except QmpRefused as error:
+            raise HypervisorRefused(command, error.error_class, error.text, instance=self._name) from error
+        except (QmpTimeout, QmpClosed) as error:
+            raise OutcomeUnknown(
+                f"QEMU took {command} and did not answer: {error}", instance=self._name, hint="look at its state"
+            ) from error
+
+    def _unchanged(self, state: InstanceState | None, detail: str) -> Transition:
+        return Transition(name=self._name, before=state, after=state, changed=False, detail=detail)
+
+
+def _plain(status: str) -> InstanceState:
+    return {
+        "prelaunch": InstanceState.PRELAUNCH,
+        "running": InstanceState.RUNNING,
+        "guest-panicked": InstanceState.PANICKED,
+        "io-error": InstanceState.IO_ERROR,
+        "internal-error": InstanceState.CRASHED,
+    }.get(status, InstanceState.PAUSED)
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _before(seen: Observed) -> InstanceState:
+    """What it was doing, from its events alone: asking would have to wait for one that does not answer."""
+    event = last(seen.events, "RESUME", "STOP", "GUEST_PANICKED")
+    if event is None:
+        return InstanceState.PRELAUNCH
+    states = {"RESUME": InstanceState.RUNNING, "STOP": InstanceState.PAUSED}
+    return states.get(event.name, InstanceState.PANICKED)
+
+
+def _has_power_button(seen: Observed) -> bool:
+    return seen.record is None or seen.record.instance.params.get("acpi", True) is not False

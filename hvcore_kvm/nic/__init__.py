@@ -1,0 +1,1 @@
+"""NIC modes: one file per plugin."""

@@ -1,0 +1,248 @@
+"""What an instance is doing, from its process, its events and what QEMU answers; asks many side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import psutil
+
+from hvcore import (
+    Cause,
+    Deadline,
+    Directories,
+    InstanceInfo,
+    InstanceName,
+    InstanceNotFound,
+    InstanceState,
+    RecordError,
+    StateReason,
+    boot_id,
+)
+from hvcore_kvm import process
+from hvcore_kvm.directory import QUERY, InstanceDirectory, instance_names
+from hvcore_kvm.events import QemuEvent, ending, last, read_events
+from hvcore_kvm.qmp import Answer, Question, ask_many
+from hvcore_kvm.runtime import (
+    HISTORY,
+    PROCESS,
+    RECORD,
+    SCHEMA,
+    STOP_REQUEST,
+    History,
+    ProcessRecord,
+    RuntimeRecord,
+    StopRequest,
+)
+
+COMMANDS = ("query-status", "query-cpus-fast", "query-balloon")
+
+_RUN_STATES: dict[str, tuple[InstanceState, Cause]] = {
+    "prelaunch": (InstanceState.PRELAUNCH, Cause.STARTED_PAUSED),
+    "running": (InstanceState.RUNNING, Cause.STARTED),
+    "paused": (InstanceState.PAUSED, Cause.HOST_PAUSE),
+    "debug": (InstanceState.PAUSED, Cause.OTHER),
+    "suspended": (InstanceState.PAUSED, Cause.GUEST_SUSPEND),
+    "watchdog": (InstanceState.PAUSED, Cause.WATCHDOG),
+    "shutdown": (InstanceState.SHUTDOWN_BY_USER, Cause.GUEST_SHUTDOWN),
+    "guest-panicked": (InstanceState.PANICKED, Cause.GUEST_PANIC),
+    "io-error": (InstanceState.IO_ERROR, Cause.IO_ERROR),
+    "internal-error": (InstanceState.CRASHED, Cause.HYPERVISOR_ERROR),
+    "inmigrate": (InstanceState.INCOMING, Cause.MIGRATION),
+    "finish-migrate": (InstanceState.MIGRATING, Cause.MIGRATION),
+    "restore-vm": (InstanceState.MIGRATING, Cause.MIGRATION),
+    "save-vm": (InstanceState.MIGRATING, Cause.MIGRATION),
+    "postmigrate": (InstanceState.POSTMIGRATE, Cause.MIGRATION),
+    "colo": (InstanceState.MIGRATING, Cause.MIGRATION),
+}
+"""QEMU's run states (``RunState`` of its QAPI schema) in ours."""
+
+_SINCE = {
+    InstanceState.RUNNING: ("RESUME",),
+    InstanceState.PAUSED: ("STOP", "SUSPEND", "WATCHDOG"),
+    InstanceState.PANICKED: ("GUEST_PANICKED",),
+    InstanceState.IO_ERROR: ("BLOCK_IO_ERROR", "STOP"),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Observed:
+    """What the files say of an instance, before QEMU is asked."""
+
+    name: str
+    process: ProcessRecord | None
+    record: RuntimeRecord | None
+    request: StopRequest | None
+    events: tuple[QemuEvent, ...]
+    alive: bool
+    damage: str = ""
+
+
+def observe(directory: InstanceDirectory) -> Observed:
+    """Read the files of an instance whose volatile directory is there. A damaged record is said, not raised."""
+    damage = []
+    found: dict[str, Any] = {}
+    kinds: dict[str, type] = {PROCESS: ProcessRecord, RECORD: RuntimeRecord, STOP_REQUEST: StopRequest}
+    for name, kind in kinds.items():
+        try:
+            found[name] = directory.read(name, kind, schema=SCHEMA)
+        except RecordError as error:
+            damage.append(error.message)
+    running: ProcessRecord | None = found.get(PROCESS)
+    # Asked before the events are read: a process seen dead has written its last line.
+    alive = running is not None and process.is_alive(running.identity)
+    return Observed(
+        name=directory.name,
+        process=running,
+        record=found.get(RECORD),
+        request=found.get(STOP_REQUEST),
+        events=read_events(directory),
+        alive=alive,
+        damage="; ".join(damage),
+    )
+
+
+def list_names(directories: Directories) -> tuple[InstanceName, ...]:
+    """All instances that hold something, and whether each lives; asks none of them anything."""
+    names = []
+    for name in instance_names(directories):
+        with InstanceDirectory(directories, name) as directory:
+            try:
+                running = directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
+            except RecordError:
+                running = None
+        alive = running is not None and process.is_alive(running.identity)
+        names.append(InstanceName(name=name, alive=alive, pid=running.identity.pid if running and alive else None))
+    return tuple(names)
+
+
+def get_info(directories: Directories, name: str, deadline: Deadline) -> InstanceInfo:
+    """What one instance is doing, or why it ended.
+
+    Raises:
+        InstanceNotFound: there is no account of it.
+    """
+    with InstanceDirectory(directories, name) as directory:
+        if not directory.exists:
+            return _ended(directory)
+    return get_infos(directories, [name], deadline)[0]
+
+
+def get_infos(directories: Directories, names: Iterable[str], deadline: Deadline) -> tuple[InstanceInfo, ...]:
+    """What some instances are doing, all asked side by side, in the order of their names."""
+    observed: dict[str, Observed] = {}
+    questions = []
+    for name in names:
+        with InstanceDirectory(directories, name) as directory:
+            if not directory.exists:
+                continue  # it went while we looked
+            observed[name] = observe(directory)
+            if observed[name].alive:
+                questions.append(Question(key=name, path=directory.join(QUERY)))
+    answers = ask_many(questions, COMMANDS, deadline)
+    return tuple(_info(directories, seen, answers.get(name)) for name, seen in observed.items())
+
+
+def _info(directories: Directories, seen: Observed, answer: Answer | None) -> InstanceInfo:
+    if answer is not None and answer.error is not None:
+        # It may have ended between the look at its process and the question.
+        with InstanceDirectory(directories, seen.name) as directory:
+            seen = observe(directory)
+    if not seen.alive or seen.process is None:
+        return _dead(seen)
+    base = InstanceInfo(
+        name=seen.name,
+        uuid=seen.record.instance.uuid if seen.record else None,
+        state=InstanceState.UNKNOWN,
+        reason=StateReason(cause=Cause.OTHER, boot_id=seen.process.identity.boot_id),
+        pid=seen.process.identity.pid,
+        memory=seen.record.instance.memory if seen.record else 0,
+        memory_max=seen.record.instance.memory if seen.record else 0,
+        vcpus=seen.record.instance.vcpus if seen.record else 0,
+        uptime=max(0.0, time.time() - seen.process.started),
+        cpu_time=_cpu_time(seen.process.identity.pid),
+        machine=seen.record.machine if seen.record else None,
+        accelerator=seen.record.accelerator if seen.record else None,
+        incomplete=seen.damage,
+    )
+    if answer is None or answer.error is not None:
+        why = str(answer.error) if answer else "it was not asked"
+        reason = StateReason(
+            cause=Cause.NOT_ANSWERING,
+            detail=f"QEMU lives and does not answer: {why}",
+            boot_id=seen.process.identity.boot_id,
+        )
+        return attrs.evolve(base, reason=reason, incomplete=why)
+    return _answered(base, seen, answer.results)
+
+
+def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) -> InstanceInfo:
+    status = results["query-status"]
+    run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
+    state, cause = _RUN_STATES.get(run_state, (InstanceState.UNKNOWN, Cause.OTHER))
+    detail = "" if state is not InstanceState.UNKNOWN else f"QEMU's run state is {run_state[:40]!r}"
+    event = last(seen.events, *_SINCE.get(state, ()))
+    since = event.time if event else (seen.process.started if seen.process else None)
+    if state is InstanceState.RUNNING and seen.request is not None and time.time() < seen.request.until:
+        state, cause, since = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, seen.request.time
+    cpus = results["query-cpus-fast"]
+    balloon = results["query-balloon"]
+    return attrs.evolve(
+        base,
+        state=state,
+        reason=attrs.evolve(base.reason, cause=cause, detail=detail, since=since),
+        vcpus=len(cpus) if isinstance(cpus, list) else base.vcpus,
+        # Without a balloon QEMU refuses the question, and the guest has what it was started with.
+        memory=int(balloon["actual"]) if isinstance(balloon, dict) else base.memory,
+    )
+
+
+def _dead(seen: Observed) -> InstanceInfo:
+    boot = seen.process.identity.boot_id if seen.process else None
+    if seen.process is None:
+        words = "a start was interrupted" + (f"; {seen.damage}" if seen.damage else "")
+        state, reason = InstanceState.CRASHED, StateReason(cause=Cause.DIED, detail=words)
+    elif boot != boot_id():
+        words = "the host was restarted while it ran"
+        state, reason = InstanceState.CRASHED, StateReason(cause=Cause.HOST_RESTARTED, detail=words, boot_id=boot)
+    else:
+        state, reason = ending(seen.events, seen.request, boot)
+    return InstanceInfo(
+        name=seen.name,
+        uuid=seen.record.instance.uuid if seen.record else None,
+        state=state,
+        reason=reason,
+        machine=seen.record.machine if seen.record else None,
+        accelerator=seen.record.accelerator if seen.record else None,
+        incomplete=seen.damage,
+    )
+
+
+def ended_state(seen: Observed) -> tuple[InstanceState, StateReason]:
+    """How an observed instance that is not alive has ended."""
+    info = _dead(seen)
+    return info.state, info.reason
+
+
+def _ended(directory: InstanceDirectory) -> InstanceInfo:
+    history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+    if history is None:
+        raise InstanceNotFound(
+            "there is no account of it", instance=directory.name, hint="'hv list' shows the instances there are"
+        )
+    if history.ended is None or history.state is None or history.cause is None:
+        words = "the host was restarted while it ran"
+        reason = StateReason(cause=Cause.HOST_RESTARTED, detail=words, boot_id=history.boot_id)
+        return InstanceInfo(name=directory.name, uuid=history.uuid, state=InstanceState.CRASHED, reason=reason)
+    reason = StateReason(cause=history.cause, detail=history.detail, since=history.ended, boot_id=history.boot_id)
+    return InstanceInfo(name=directory.name, uuid=history.uuid, state=history.state, reason=reason)
+
+
+def _cpu_time(pid: int) -> float | None:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)

@@ -1,0 +1,367 @@
+"""The KVM driver's hooks: a few lines each, delegating."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import attrs
+
+import hvcore_kvm.hookspecs
+from hvcore import (
+    AlreadyRunning,
+    AncillaryFiles,
+    Capability,
+    Claim,
+    ClaimLevel,
+    Console,
+    Deadline,
+    DriverContext,
+    DriverDescription,
+    Family,
+    Finding,
+    FindingSet,
+    Instance,
+    InstanceInfo,
+    InstanceInfos,
+    InstanceListing,
+    InstanceNotFound,
+    InstanceState,
+    InvalidParameters,
+    NodeInfo,
+    NotRunning,
+    ParameterTable,
+    Plan,
+    PolicyDenied,
+    PowercycleResult,
+    Severity,
+    Transition,
+    hookimpl,
+    powercycle,
+    read_node_info,
+)
+from hvcore_kvm import accelerator, definition, observation, placement, verification
+from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
+from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.families import EndpointContext, Families, InterfaceEvent, collect, unknown_member
+from hvcore_kvm.host_checks import check_host
+from hvcore_kvm.kvm_device import probe_kvm
+from hvcore_kvm.launch import Launch
+from hvcore_kvm.launch_plan import Decisions, LaunchPlan, device_uuids, plan_launch
+from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.parameters import parameter_table
+from hvcore_kvm.release import release
+from hvcore_kvm.runtime import PLACEMENT, SCHEMA, Placement
+from hvcore_kvm.settings import read_settings
+
+_LOG = logging.getLogger("hvcore_kvm")
+
+_CLAIMS = (
+    Claim(capability=Capability.PLAN),
+    Claim(capability=Capability.START_PAUSED),
+    Claim(
+        capability=Capability.GRACEFUL_STOP,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the guest has to obey the ACPI power button",
+    ),
+    Claim(capability=Capability.REBOOT),
+    Claim(capability=Capability.RESET),
+    Claim(capability=Capability.PAUSE),
+    Claim(capability=Capability.VERIFY_INSTANCE),
+    Claim(capability=Capability.CONSOLE),
+    Claim(
+        capability=Capability.POWERCYCLE,
+        level=ClaimLevel.CONDITIONAL,
+        reason="only when the setting allow_powercycle is on",
+    ),
+    Claim(capability=Capability.ANCILLARY_FILES),
+)
+
+
+class KvmDriver:
+    """Drives QEMU, with or without KVM.
+
+    Args:
+        context: name, directories and settings.
+    """
+
+    family_hookspecs = hvcore_kvm.hookspecs
+    families = (
+        Family(group="hvcore_kvm.nic_modes", title="NIC mode"),
+        Family(group="hvcore_kvm.security_models", title="security model"),
+        Family(group="hvcore_kvm.console_types", title="console type"),
+    )
+
+    def __init__(self, context: DriverContext) -> None:
+        self._context = context
+        self._directories = context.directories
+        self._settings = read_settings(context.settings)
+        self._families = Families(nic_modes={}, security_models={}, console_types={})
+        self._hook: Any = None
+
+    def use_families(self, hook: Any) -> None:
+        """Take the family plugins, once they are registered."""
+        self._hook = hook
+        self._families = collect(hook)
+
+    # Identity and parameters
+
+    @hookimpl
+    def hv_describe_driver(self) -> DriverDescription:
+        """Who this is."""
+        return DriverDescription(
+            name=self._context.name,
+            version=hvcore_kvm.VERSION,
+            hook_api=1,
+            summary="QEMU/KVM without libvirt and without a daemon.",
+            claims=_CLAIMS,
+        )
+
+    @hookimpl
+    def hv_parameters(self) -> ParameterTable:
+        """The driver's own and those of the families."""
+        return parameter_table(self._families)
+
+    @hookimpl
+    def hv_check_parameter_syntax(self, instance: Instance) -> FindingSet:
+        """Everything that needs no host."""
+        return FindingSet(definition.read(instance, self._families)[1])
+
+    @hookimpl
+    def hv_validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """Everything on this host."""
+        try:
+            self._decide(instance, deadline)
+        except InvalidParameters as error:
+            return error.findings
+        return FindingSet()
+
+    @hookimpl
+    def hv_assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """What is legal but unwise."""
+        findings = []
+        parsed, _ = definition.read(instance, self._families)
+        if parsed.machine.accel == "tcg":
+            message = "guests are emulated, which is slow"
+            findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
+        capabilities = self._capabilities(parsed, deadline)
+        machine = capabilities.machine(parsed.machine.machine)
+        if machine is not None and machine.deprecated:
+            message = f"machine type {machine.name} is deprecated by QEMU"
+            findings.append(
+                Finding(code="deprecated", path="params.machine", message=message, severity=Severity.WARNING)
+            )
+        for disk in parsed.disks:
+            if disk.parameters.cache == "unsafe":
+                where = f"{disk.origin}.params.cache"
+                message = "writes are lost when the host crashes"
+                findings.append(Finding(code="unsafe", path=where, message=message, severity=Severity.WARNING))
+        return FindingSet(findings)
+
+    # Life cycle
+
+    @hookimpl
+    def hv_plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
+        """What a start would run."""
+        with self._directory(instance.name) as directory:
+            return self._plan(instance, directory, paused, deadline).public()
+
+    @hookimpl
+    def hv_start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
+        """Start it."""
+        with self._directory(instance.name) as directory:
+            self._refuse_running(directory)
+            plan = self._plan(instance, directory, paused, deadline)
+            self._control(directory).clear_leftovers(deadline)
+            Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+        after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
+        return Transition(name=instance.name, before=None, after=after, changed=True, detail="started")
+
+    @hookimpl
+    def hv_stop_instance(
+        self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
+    ) -> Transition:
+        """Stop it."""
+        with self._directory(name) as directory:
+            return self._control(directory).stop(
+                force=force, grace=grace, retry=retry, escalate=escalate, deadline=deadline
+            )
+
+    @hookimpl
+    def hv_reboot_instance(
+        self, name: str, instance: Instance | None, mode: str, grace: float, deadline: Deadline
+    ) -> Transition:
+        """Restart it."""
+        with self._directory(name) as directory:
+            control = self._control(directory)
+            if mode == "reset":
+                return control.reset(deadline)
+            seen = control.require_alive()
+            new = instance or (seen.record.instance if seen.record else None)
+            if new is None:
+                raise NotRunning("there is no record to start it again from", hint="give its definition")
+            # Everything that can be wrong with the new start is found before the old life ends.
+            self._plan(new, directory, False, deadline)
+            stopped = control.stop(force=mode == "hard", grace=grace, retry=False, escalate=False, deadline=deadline)
+            plan = self._plan(new, directory, False, deadline)
+            Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+        return Transition(
+            name=name,
+            before=stopped.before,
+            after=InstanceState.RUNNING,
+            changed=True,
+            detail=f"{stopped.detail}; started again",
+        )
+
+    @hookimpl
+    def hv_pause_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Pause it."""
+        with self._directory(name) as directory:
+            return self._control(directory).pause(deadline)
+
+    @hookimpl
+    def hv_resume_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Resume it."""
+        with self._directory(name) as directory:
+            return self._control(directory).resume(deadline)
+
+    @hookimpl
+    def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Forget it."""
+        with self._directory(name) as directory:
+            return self._control(directory).cleanup(deadline)
+
+    # Queries
+
+    @hookimpl
+    def hv_list_instances(self, deadline: Deadline) -> InstanceListing:
+        """All that hold something."""
+        return InstanceListing(instances=observation.list_names(self._directories))
+
+    @hookimpl
+    def hv_get_instance_info(self, name: str, deadline: Deadline) -> InstanceInfo:
+        """One of them."""
+        return observation.get_info(self._directories, name, deadline.sooner(self._settings.query_timeout))
+
+    @hookimpl
+    def hv_get_all_instances_info(self, deadline: Deadline) -> InstanceInfos:
+        """All of them, side by side."""
+        names = [row.name for row in observation.list_names(self._directories)]
+        patience = deadline.sooner(self._settings.query_timeout)
+        return InstanceInfos(instances=observation.get_infos(self._directories, names, patience))
+
+    @hookimpl
+    def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
+        """Where record and reality differ."""
+        with self._directory(name) as directory:
+            if not directory.exists:
+                raise InstanceNotFound("it holds nothing on this host", instance=name)
+            return FindingSet(verification.verify_running(directory, deadline))
+
+    # Console and host
+
+    @hookimpl
+    def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
+        """How to attach."""
+        with self._directory(name) as directory:
+            seen = self._control(directory).require_alive()
+            if seen.record is None:
+                raise NotRunning("there is no record of its consoles", instance=name)
+            parsed, _ = definition.read(seen.record.instance, self._families)
+            offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
+            if not offered or (kind is not None and kind not in offered):
+                finding = unknown_member("console type", kind or "", offered, "kind")
+                raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=name)
+            console, parameters = offered[kind] if kind else next(iter(offered.values()))
+            context = EndpointContext(name=name, directory=directory.path, parameters=parameters)
+            return console.backend.endpoint(context)
+
+    @hookimpl
+    def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:
+        """Facts about this host."""
+        facts = [("kvm", probe_kvm().level.value)]
+        with contextlib.suppress(InvalidParameters):
+            found = capabilities_of(self._settings.qemu, self._directories.cache, deadline)
+            facts.insert(0, ("qemu", found.version_text))
+        return attrs.evolve(read_node_info(), hypervisor=tuple(facts))
+
+    @hookimpl
+    def hv_verify(self, deadline: Deadline) -> FindingSet:
+        """Whether this host can run instances well."""
+        return FindingSet(verification.verify_host(self._settings, self._directories, deadline))
+
+    @hookimpl
+    def hv_powercycle_node(self, deadline: Deadline) -> PowercycleResult:
+        """Restart this host."""
+        if not self._settings.allow_powercycle:
+            raise PolicyDenied(
+                "powercycle_node is not allowed here", hint="set allow_powercycle in the driver's settings"
+            )
+        return powercycle()
+
+    @hookimpl
+    def hv_get_ancillary_files(self) -> AncillaryFiles:
+        """None so far."""
+        return AncillaryFiles()
+
+    # Shared by the hooks
+
+    def _directory(self, name: str) -> InstanceDirectory:
+        return InstanceDirectory(self._directories, name)
+
+    def _control(self, directory: InstanceDirectory) -> Control:
+        return Control(directory, lambda seen: release(seen, self._families, self._announce))
+
+    def _announce(self, event: InterfaceEvent) -> None:
+        for implementation in self._hook.kvm_interface_changed.get_hookimpls():
+            try:
+                implementation.function(event)
+            except Exception:
+                # An observer only looks on; what it breaks is its own.
+                _LOG.exception("observer %s failed on %s", implementation.plugin_name, event.interface)
+
+    def _refuse_running(self, directory: InstanceDirectory) -> None:
+        seen = observation.observe(directory) if directory.exists else None
+        if seen is not None and seen.alive and seen.record is not None and seen.process is not None:
+            raise AlreadyRunning(
+                f"it is running already, as process {seen.process.identity.pid}", hint="stop or reboot it"
+            )
+
+    def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
+        program = parsed.machine.qemu or self._settings.qemu
+        return capabilities_of(program, self._directories.cache, deadline)
+
+    def _decide(self, instance: Instance, deadline: Deadline) -> Decisions:
+        """Resolve everything a start depends on.
+
+        Raises:
+            InvalidParameters: everything on this host that stands against it.
+        """
+        parsed, findings = definition.read(instance, self._families)
+        if findings:
+            raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
+        capabilities = self._capabilities(parsed, deadline)
+        choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in)
+        images, problems = check_host(parsed, capabilities, choice, self._directories)
+        findings += problems
+        found = capabilities.machine(parsed.machine.machine)
+        machine = found.name if found else parsed.machine.machine
+        with self._directory(instance.name) as directory:
+            kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
+        places, problems = placement.place_devices(machine, device_uuids(parsed), kept)
+        findings += problems
+        if findings:
+            raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
+        return Decisions(
+            definition=parsed,
+            capabilities=capabilities,
+            machine=machine,
+            choice=choice,
+            images=images,
+            places=places,
+            placement=placement.placement(machine, places, kept),
+        )
+
+    def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
+        return plan_launch(self._decide(instance, deadline), directory, paused=paused)

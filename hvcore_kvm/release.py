@@ -1,0 +1,45 @@
+"""Taking down what a start put up outside the instance's directory, once its process is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hvcore import HypervisorError, OperationFailed
+from hvcore_kvm.definition import read
+from hvcore_kvm.families import Families, InterfaceEvent, NicContext
+from hvcore_kvm.launch_plan import device_id
+from hvcore_kvm.observation import Observed
+
+
+def release(seen: Observed, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
+    """Do the down steps of every NIC of an instance that is not alive.
+
+    Raises:
+        OperationFailed: some failed; all were tried, and they may be tried again.
+    """
+    if seen.record is None:
+        return
+    definition, _ = read(seen.record.instance, families)
+    problems = []
+    for nic in definition.nics:
+        context = NicContext(
+            instance=definition.instance,
+            nic=nic.nic,
+            parameters=nic.mode_parameters,
+            netdev_id=device_id("net", nic.nic.uuid or ""),
+            fd=lambda _: -1,
+        )
+        plan = nic.mode.backend.plan(context)
+        for step in plan.down:
+            try:
+                step.do()
+            except (HypervisorError, OSError) as error:
+                problems.append(f"{nic.origin}: {step.name}: {error}")
+        if plan.interface:
+            announce(InterfaceEvent(instance=seen.name, nic=nic.nic, interface=plan.interface, change="down"))
+    if problems:
+        raise OperationFailed(
+            "its network could not be taken down completely: " + "; ".join(problems),
+            instance=seen.name,
+            hint="mend it and stop the instance again",
+        )

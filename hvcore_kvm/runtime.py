@@ -1,0 +1,104 @@
+"""What is written down about a running instance: decisions, never a command line; node-local facts in a second file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from hvcore import Cause, Instance, InstanceState
+from hvcore_kvm.process import ProcessIdentity
+
+RECORD = "record.json"
+PROCESS = "process.json"
+STOP_REQUEST = "stop.json"
+HISTORY = "history.json"
+PLACEMENT = "placement.json"
+
+SCHEMA = 1
+"""Version of the format of all records of this module; an older one is upgraded when it is read."""
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeRecord:
+    """The decisions an instance runs with. Would travel with it in a migration.
+
+    Attributes:
+        instance: the definition.
+        machine: versioned machine type.
+        accelerator: ``kvm`` or ``tcg``.
+        cpu_model: CPU model.
+        qemu_version: version of the QEMU that runs it.
+    """
+
+    instance: Instance
+    machine: str
+    accelerator: str
+    cpu_model: str
+    qemu_version: str
+
+
+@attrs.frozen(kw_only=True)
+class ProcessRecord:
+    """The process of an instance: facts of this host only.
+
+    Attributes:
+        identity: which process.
+        started: when, in seconds since the epoch.
+        qemu: path of the program.
+    """
+
+    identity: ProcessIdentity
+    started: float
+    qemu: str
+
+
+@attrs.frozen(kw_only=True)
+class StopRequest:
+    """The guest has been asked to power off, or is about to be stopped by force.
+
+    Attributes:
+        time: when it was last asked, in seconds since the epoch.
+        until: until when the asker waits, in seconds since the epoch.
+        forced: nobody asks the guest.
+    """
+
+    time: float
+    until: float
+    forced: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class History:
+    """The last life of an instance; outlives the host's boot.
+
+    Attributes:
+        uuid: its uuid.
+        started: when it was started, in seconds since the epoch.
+        boot_id: in which boot of the host.
+        ended: when it ended, as far as anybody knows; ``None`` while it has not been seen to.
+        state: what it was found to be then.
+        cause: why.
+        detail: why, for people.
+    """
+
+    uuid: str
+    started: float
+    boot_id: str
+    ended: float | None = None
+    state: InstanceState | None = None
+    cause: Cause | None = None
+    detail: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Placement:
+    """Where each device sits, by uuid: decided once and kept, so that the guest finds its devices where they were.
+
+    Attributes:
+        addresses: PCI address by device uuid, in the form ``BUS/SLOT``.
+        machine: versioned machine type the addresses belong to.
+    """
+
+    machine: str
+    addresses: Mapping[str, str] = attrs.field(factory=dict)

@@ -1,0 +1,1 @@
+"""Security models: one file per plugin."""

@@ -21,6 +21,7 @@ from hvcore import (
     FindingSet,
     HostError,
     InvalidParameters,
+    RecordError,
     private_directory,
     read_record,
     write_record,
@@ -117,16 +118,27 @@ def capabilities_of(program: str, cache_directory: str, deadline: Deadline) -> Q
     """
     path = find_qemu(program)
     identity = _identity(path)
+    known = _KNOWN.get(path)
+    if known is None or known.identity != identity:
+        known = _KNOWN[path] = _cached_or_probed(path, identity, cache_directory, deadline)
+    return known.capabilities
+
+
+_KNOWN: dict[str, _Cached] = {}
+"""Answers of this process's lifetime, by path: a cache of facts about files, valid for as long as they are unchanged."""
+
+
+def _cached_or_probed(path: str, identity: str, cache_directory: str, deadline: Deadline) -> _Cached:
     with contextlib.ExitStack() as stack:
         cache = _open_cache(cache_directory, stack)
         name = f"qemu-{hashlib.sha256(path.encode()).hexdigest()[:16]}.json"
         cached = _read_cache(cache, name)
         if cached is not None and cached.identity == identity:
-            return cached.capabilities
-        found = _probe(path, deadline)
+            return cached
+        found = _Cached(identity=identity, capabilities=_probe(path, deadline))
         if cache is not None:
-            with contextlib.suppress(HostError):
-                write_record(cache, name, _Cached(identity=identity, capabilities=found), schema=_SCHEMA)
+            with contextlib.suppress(RecordError):
+                write_record(cache, name, found, schema=_SCHEMA)
         return found
 
 

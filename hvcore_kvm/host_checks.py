@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
-from hvcore import Directories, Finding, read_node_info
+from hvcore import Directories, Finding
 from hvcore_kvm import process
 from hvcore_kvm.accelerator import Choice
 from hvcore_kvm.capabilities import QemuCapabilities
@@ -84,12 +84,12 @@ def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Cho
         if device not in capabilities.devices:
             where = f"{nic.origin}.params.model"
             yield Finding(code="unknown-device", path=where, message=f"{qemu} has no device {device}")
-    free = read_node_info().memory_total
-    if definition.instance.memory > free:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if definition.instance.memory > total:
         yield Finding(
             code="not-enough-memory",
             path="memory",
-            message=f"{definition.instance.memory} bytes are more than this host has ({free})",
+            message=f"{definition.instance.memory} bytes are more than this host has ({total})",
         )
 
 

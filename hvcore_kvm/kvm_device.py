@@ -1,14 +1,15 @@
 """What the host's ``/dev/kvm`` can really do: found by running a few instructions in it.
 
 A device node that opens proves little. Some hosts have a *software* KVM (no ``vmx`` or ``svm`` flag): it runs a tiny
-firmware, but interprets kernel-mode code and gives up at instructions every operating system uses. CPU flags and module
-names would be guesses, so the probe makes a virtual machine of one vcpu and runs such instructions in 64-bit kernel mode.
+firmware, but interprets kernel-mode code and gives up at instructions every operating system uses. CPU flags and
+module names would be guesses, so the probe makes a virtual machine of one vcpu and runs such instructions in 64-bit
+kernel mode.
 
-Why it cannot loop: the code is straight-line and ends in ``hlt``. It leaves to us with an ``out`` after each step, and we
-enter again only after the very step that was due, so a KVM which repeats one is found out. Every exception except #BP
-finds no gate and becomes a triple fault, which ends the run. There is no interrupt controller, hence no interrupt, and
-``hlt`` leaves KVM instead of waiting. A signal also leaves KVM (and its Python handler runs); we enter again after that a
-bounded number of times.
+Why it cannot loop: the code is straight-line and ends in ``hlt``. It leaves to us with an ``out`` after each step, and
+we enter again only after the very step that was due, so a KVM which repeats one is found out. Every exception except
+#BP finds no gate and becomes a triple fault, which ends the run. There is no interrupt controller, hence no interrupt,
+and ``hlt`` leaves KVM instead of waiting. A signal also leaves KVM (and its Python handler runs); we enter again after
+that a bounded number of times.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _GDT, _IDT = 0x1000, 0x2000
 _PML4, _PDPT, _PD = 0x3000, 0x4000, 0x5000
 _OPERAND, _XSAVE_AREA, _STACK_END = 0x6000, 0x7000, 0x9000
 _CODE, _HANDLER = 0x9000, 0xA000
-_TSS = 0xFFFB_D000  # three pages KVM wants on old Intel processors; below 4 GiB, outside the slot. QEMU's choice, too
+_TSS = 0x0100_0000  # three pages for KVM on old Intel processors: outside the slot, and fcntl takes a signed int only
 
 _CODE_SELECTOR, _DATA_SELECTOR = 0x08, 0x10
 _BREAKPOINT = 3
@@ -96,9 +97,10 @@ _MAGIC = 0x5A  # what a step puts out when it worked
 _MAGIC_TO_AL = bytes([0xB0, _MAGIC])  # mov al, MAGIC
 _COMPARE_AND_SWAP = (
     b"\x31\xc0\x31\xd2\x31\xc9"  # xor eax, eax; xor edx, edx; xor ecx, ecx
-    b"\xbb" + struct.pack("=I", _MAGIC) + b"\xf0\x48\x0f\xc7\x0f\x8a\x07"  # mov ebx, MAGIC; lock cmpxchg16b [rdi]; mov al, [rdi]
+    + bytes([0xBB, _MAGIC, 0, 0, 0])  # mov ebx, MAGIC
+    + b"\xf0\x48\x0f\xc7\x0f\x8a\x07"  # lock cmpxchg16b [rdi]; mov al, [rdi]
 )
-_RESTORE_STATE = b"\x31\xc9\x0f\x01\xd0\x0f\xae\x2e" + _MAGIC_TO_AL  # xor ecx, ecx; xgetbv; xrstor [rsi]; mov al, MAGIC
+_RESTORE_STATE = b"\x31\xc9\x0f\x01\xd0\x48\x0f\xae\x2e" + _MAGIC_TO_AL  # xor ecx, ecx; xgetbv; xrstor64 [rsi]; mov
 _INT3, _IRETQ, _HLT = b"\xcc", b"\x48\xcf", b"\xf4"
 
 _INTERRUPTIONS_LIMIT = 1000
@@ -272,7 +274,7 @@ def _write_guest(memory: mmap.mmap, features: int) -> Sequence[str]:
         steps.append("lock cmpxchg16b")
     if features & _CPUID_XSAVE:
         code += _put_out(len(steps), _RESTORE_STATE)
-        steps.append("xrstor")
+        steps.append("xrstor64")
     handler = _put_out(len(steps), _MAGIC_TO_AL) + _IRETQ
     steps.append("int3")
     code += _INT3 + _put_out(len(steps), _MAGIC_TO_AL) + _HLT
@@ -335,4 +337,4 @@ def _ioctl(fd: int, request: int, argument: int | bytearray = 0) -> int:
     """Call the kernel; a buffer is given by its address, so what the kernel writes is in it afterwards."""
     if isinstance(argument, int):
         return fcntl.ioctl(fd, request, argument)
-    return fcntl.ioctl(fd, request, argument, True)
+    return int(fcntl.ioctl(fd, request, argument, True))

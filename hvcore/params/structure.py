@@ -73,6 +73,12 @@ def structure(fields: type[T], values: Any, path: str = "", *, others: Iterable[
                 findings.append(_missing(field, where))
                 chosen[name] = _empty(field.type)
             continue
+        item_kind = _record_items(field.type)
+        if item_kind is not None and isinstance(values[name], list | tuple) and len(values[name]) <= _ITEM_LIMIT:
+            # Item by item, so that one wrong item does not hide what is wrong with the others.
+            chosen[name], problems = _structure_items(item_kind, values[name], where)
+            findings.extend(problems)
+            continue
         value, problems = _structure_field(field, values[name], where)
         findings.extend(problems)
         if problems:
@@ -123,6 +129,24 @@ def structure_sections(
         records[section.fields] = record
         findings += problems
     return records, findings
+
+
+def _record_items(kind: Any) -> Any:
+    """The class of the items, for a tuple of records."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and isinstance(arguments[0], type) and attrs.has(arguments[0]):
+        return arguments[0]
+    return None
+
+
+def _structure_items(kind: Any, items: Sequence[Any], path: str) -> tuple[tuple[Any, ...], list[Finding]]:
+    records = []
+    findings: list[Finding] = []
+    for index, item in enumerate(items):
+        record, problems = structure(kind, item, f"{path}[{index}]")
+        records.append(record)
+        findings += problems
+    return tuple(records), findings
 
 
 def _structure_field(field: attrs.Attribute[Any], value: Any, path: str) -> tuple[Any, list[Finding]]:
@@ -177,7 +201,7 @@ def _unknown_keys(values: Mapping[Any, Any], known: set[str], path: str) -> list
 def _nearest(wrong: Any, known: Iterable[str]) -> str | None:
     if not isinstance(wrong, str) or len(wrong) > _SHOWN:
         return None
-    close = difflib.get_close_matches(wrong.lower().replace("-", "_"), sorted(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(wrong.lower().replace("-", "_"), sorted(known), n=2, cutoff=0.7)
     return f"did you mean {' or '.join(close)}?" if close else None
 
 

@@ -1,0 +1,195 @@
+"""A host for real QEMU: private directories, a tracked driver, and the proof that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import hvcore
+from hvcore.guests import FIRMWARE_READY_MARKER, write_firmware
+from hvcore_kvm import process
+
+PATIENCE = 30.0
+"""Seconds after which something that should happen is taken not to happen."""
+
+
+class Serial:
+    """The other end of an instance's serial console."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        directory = os.open(os.path.dirname(path), os.O_PATH)
+        try:
+            self._socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        finally:
+            os.close(directory)
+        self._socket.settimeout(PATIENCE)
+        self.seen = b""
+
+    def expect(self, wanted: bytes) -> bytes:
+        """Read until something has come; returns everything up to it and forgets that."""
+        while wanted not in self.seen:
+            data = self._socket.recv(4096)
+            if not data:
+                raise AssertionError(f"the console closed before {wanted!r}; it said {self.seen!r}")
+            self.seen += data
+        before, _, self.seen = self.seen.partition(wanted)
+        return before
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@attrs.define
+class Host:
+    """One host under test."""
+
+    directory: Path
+    firmware: Path
+    settings: dict[str, Any]
+    driver: hvcore.Driver
+    consoles: list[Serial] = attrs.field(factory=list)
+
+    def instance(self, name: str = "web1", *, accel: str = "tcg", **changes: Any) -> hvcore.Instance:
+        """A firmware guest that answers within milliseconds."""
+        params = {"machine": "pc", "accel": accel, "firmware_image": str(self.firmware), **changes.pop("params", {})}
+        if accel == "kvm":
+            # A software KVM does not know the MSR that CPU model host asks for.
+            params.setdefault("cpu_features", {"arch-capabilities": False})
+        return hvcore.Instance(name=name, memory=changes.pop("memory", "64MiB"), params=params, **changes)
+
+    def start(self, instance: hvcore.Instance) -> Serial:
+        """Start it paused, attach, let it run, and wait until the guest is ready."""
+        self.driver.start_instance(instance, paused=True)
+        console = self.attach(instance.name)
+        self.driver.resume_instance(instance.name)
+        console.expect(FIRMWARE_READY_MARKER)
+        return console
+
+    def attach(self, name: str) -> Serial:
+        path = self.driver.get_instance_console(name).socket_path
+        assert path is not None
+        console = Serial(path)
+        self.consoles.append(console)
+        return console
+
+    def pid(self, name: str = "web1") -> int:
+        found = next(row.pid for row in self.driver.list_instances().instances if row.name == name)
+        assert found is not None
+        return found
+
+    def wait_end(self, name: str = "web1") -> None:
+        """Wait until the process of an instance has ended."""
+        rows = {row.name: row for row in self.driver.list_instances().instances}
+        if name not in rows or rows[name].pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(rows[name].pid)
+            try:
+                assert select.select([fd], [], [], PATIENCE)[0], f"{name} does not end"
+            finally:
+                os.close(fd)
+
+    def raw_disk(self, name: str = "disk.raw", size: int = 1 << 20) -> hvcore.Disk:
+        path = self.directory / name
+        with path.open("wb") as file:
+            file.truncate(size)
+        return hvcore.Disk(path=str(path), format="raw")
+
+    def qcow2_disk(self, name: str = "disk.qcow2", *options: str) -> hvcore.Disk:
+        path = self.directory / name
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True)
+        return hvcore.Disk(path=str(path), format="qcow2")
+
+    def files(self) -> set[str]:
+        """Everything in the state and data directories but the directories that are always there."""
+        roots = [self.directory / "state", self.directory / "data"]
+        found = {str(path.relative_to(self.directory)) for root in roots for path in root.rglob("*")}
+        return found - {f"{root}/kvm{rest}" for root in ("state", "data") for rest in ("", "/instances", "/locks")}
+
+
+def _children() -> set[int]:
+    """Processes whose parent is this one."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", encoding="ascii", errors="replace") as file:
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    found.add(int(entry))
+    return found
+
+
+@pytest.fixture(scope="session")
+def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_firmware(tmp_path_factory.mktemp("firmware") / "guest.rom")
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, firmware: Path, shared_cache: Path) -> Iterator[Callable[..., Host]]:
+    """Makes hosts; stops everything they started and proves that nothing is left."""
+    hosts: list[Host] = []
+    descriptors = len(os.listdir("/proc/self/fd"))
+    children = _children()
+
+    def make(*, extensions: tuple[object, ...] = (), **settings: Any) -> Host:
+        given = {
+            "state_directory": str(tmp_path / "state"),
+            "data_directory": str(tmp_path / "data"),
+            "cache_directory": str(shared_cache),
+            **settings,
+        }
+        host = Host(tmp_path, firmware, given, hvcore.load_driver("kvm", given, extensions=extensions))
+        hosts.append(host)
+        return host
+
+    yield make
+    for host in hosts:
+        for console in host.consoles:
+            console.close()
+        if not (tmp_path / "state").is_dir() and not host.settings["state_directory"].startswith(f"{tmp_path}/state"):
+            host.driver.close()
+            continue  # a test of an unusable state directory: nothing can have been started
+        for row in host.driver.list_instances().instances:
+            if row.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(row.pid, signal.SIGCONT)
+            host.driver.stop_instance(row.name, force=True)
+        assert host.driver.list_instances().instances == ()
+        host.driver.close()
+        assert {path for path in host.files() if path.startswith("state")} == set()
+    assert _children() <= children
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.fixture
+def host(make_host: Callable[..., Host]) -> Host:
+    return make_host()
+
+
+@pytest.fixture
+def identity_is_dead() -> Callable[[int], bool]:
+    def dead(pid: int) -> bool:
+        try:
+            return not process.is_alive(process.identify(pid))
+        except ProcessLookupError:
+            return True
+
+    return dead

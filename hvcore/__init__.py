@@ -60,6 +60,7 @@ _EXPORTS: dict[str, str] = {
     "NumaNode": "hvcore.model.host",
     "AncillaryFile": "hvcore.model.host",
     "AncillaryFiles": "hvcore.model.host",
+    "PowercycleMethod": "hvcore.model.host",
     "PowercycleResult": "hvcore.model.host",
     # findings and errors
     "Finding": "hvcore.findings",
@@ -280,6 +281,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.host import (
         NumaNode as NumaNode,
+    )
+    from hvcore.model.host import (
+        PowercycleMethod as PowercycleMethod,
     )
     from hvcore.model.host import (
         PowercycleResult as PowercycleResult,

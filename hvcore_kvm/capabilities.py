@@ -125,7 +125,7 @@ def capabilities_of(program: str, cache_directory: str, deadline: Deadline) -> Q
 
 
 _KNOWN: dict[str, _Cached] = {}
-"""Answers of this process's lifetime, by path: a cache of facts about files, valid for as long as they are unchanged."""
+"""Answers of this process's lifetime, by path: facts about files, valid for as long as those are unchanged."""
 
 
 def _cached_or_probed(path: str, identity: str, cache_directory: str, deadline: Deadline) -> _Cached:

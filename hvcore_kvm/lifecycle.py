@@ -214,11 +214,19 @@ class Control:
                 raise OutcomeUnknown(f"QEMU does not take the request to power off: {error}") from error
             return False
         if not escalate:
+            self._stop_waiting()
             raise DeadlineExceeded(
                 f"the guest did not power off within {grace:g} s and runs on",
                 hint="give it more time, or stop it by force",
             )
         return False
+
+    def _stop_waiting(self) -> None:
+        """Nobody waits for the guest any more; when it was last asked stays known."""
+        request = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        if request is not None:
+            ended = StopRequest(time=request.time, until=min(request.until, time.time()))
+            self._directory.write(STOP_REQUEST, ended, schema=SCHEMA)
 
     def _press(self, waiting: Deadline) -> bool:
         """Press the power button; false when nobody in the guest can notice it."""

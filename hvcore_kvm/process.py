@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import select
 import signal
@@ -93,7 +94,8 @@ def end_of(pidfd: int, deadline: Deadline) -> End | None:
     """Wait for the end of a process and say how it ended; ``None`` when it has not. Reaps it if it is our child."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    if not poll.poll(int(deadline.timeout() * 1000)):
+    # Rounded up: a wait that ends early would find its deadline not yet over.
+    if not poll.poll(math.ceil(deadline.timeout() * 1000)):
         return None
     return End(status=_reap(pidfd))
 

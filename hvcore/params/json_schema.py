@@ -15,13 +15,13 @@ from hvcore.params.declare import METADATA, Declaration, ParameterTable
 _SIZE = {
     "anyOf": [
         {"type": "integer", "minimum": 0},
-        {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]{1,9})? ?([KkMmGgTt][Ii]?)?[Bb]$"},
+        {"type": "string", "pattern": r"^[0-9]{1,19}(\.[0-9]{1,9})? ?([KkMmGgTt][Ii]?)?[Bb]$"},
     ]
 }
 _SECONDS = {
     "anyOf": [
         {"type": "number", "minimum": 0},
-        {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]{1,9})? ?(ms|s|m|min|h|d)$"},
+        {"type": "string", "pattern": r"^[0-9]{1,19}(\.[0-9]{1,9})? ?(ms|s|m|min|h|d)$"},
     ]
 }
 

@@ -262,7 +262,9 @@ def converter() -> cattrs.Converter:
 
 
 def _exactly(kind: type, words: str) -> Any:
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: Any, wanted: Any) -> Any:
+        if wanted is not kind:
+            return _member(value, wanted)
         if type(value) is not kind:
             raise _WrongValue(f"expected {words}, got {_shown(value)}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -278,7 +280,10 @@ def _number(value: Any, _: Any) -> float:
     return float(value)
 
 
-def _text(value: Any, _: Any) -> str:
+def _text(value: Any, wanted: Any) -> Any:
+    # cattrs finds this hook for an enumeration of texts too, by its base class.
+    if wanted is not str:
+        return _member(value, wanted)
     if type(value) is not str:
         raise _WrongValue(f"expected text, got {_shown(value)}")
     if len(value) > _TEXT_LIMIT:

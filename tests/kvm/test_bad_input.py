@@ -16,6 +16,8 @@ from hvcore import Disk, Nic
 
 pytestmark = pytest.mark.qemu
 
+QEMU = "/usr/bin/qemu-system-x86_64"
+
 
 def _findings(host: Any, definition: Any) -> list[tuple[str, str]]:
     """What is wrong, as code and path; and the proof that a start finds the same and touches nothing."""
@@ -207,24 +209,22 @@ def test_qemu_dying_at_start(host: Any, tmp_path: Path) -> None:
         host.driver.get_instance_info("web1")
 
 
-@pytest.mark.kvm
-def test_qemu_aborting_at_start(host: Any) -> None:
-    """A QEMU that aborts over what this KVM lacks is reported with its words and its signal, or starts."""
-    instance = host.instance(accel="kvm", params={"cpu_features": {}})
-    try:
-        host.driver.start_instance(instance)
-    except hvcore.SpawnFailed as error:
-        assert "MSR" in str(error)
-        assert error.exit_status == -6
-        assert error.hint is not None
-        assert host.files() == set()
+def test_qemu_aborting_at_start(make_host: Any, tmp_path: Path) -> None:
+    """A QEMU that is ended by a signal at start is reported with its words, the signal, and what to try."""
+    words = "error: failed to set MSR 0x10a to 0x69"
+    script = f'case "$*" in *"-machine none"*) exec {QEMU} "$@";; *) echo "{words}" >&2; kill -ABRT $$;; esac'
+    host = make_host(qemu=_fake_qemu(tmp_path, script))
+    with pytest.raises(hvcore.SpawnFailed, match=words) as caught:
+        host.driver.start_instance(host.instance())
+    assert caught.value.exit_status == -6
+    assert "arch-capabilities" in str(caught.value.hint)
+    assert host.files() == set()
 
 
 def test_a_qemu_that_hangs_at_start(make_host: Any, tmp_path: Path) -> None:
     """A QEMU that never greets is ended when the time is over, and nothing is left."""
-    real = "/usr/bin/qemu-system-x86_64"
     # The probe of its capabilities is answered by the real program, the start by nobody.
-    script = f'case "$*" in *"-machine none"*) exec {real} "$@";; *) exec sleep 600;; esac'
+    script = f'case "$*" in *"-machine none"*) exec {QEMU} "$@";; *) exec sleep 600;; esac'
     host = make_host(qemu=_fake_qemu(tmp_path, script), start_timeout=0.3)
     with pytest.raises(hvcore.DeadlineExceeded):
         host.driver.start_instance(host.instance())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -251,3 +254,52 @@ def test_devices_keep_their_places_over_restarts(host: Any) -> None:
     after = host.driver.plan_start(host.instance(disks=[new, old]))
     assert address(after, uuids[0]) == address(before, uuids[0])
     assert address(after, uuids[1]) != address(before, uuids[0])
+
+
+_START_AND_SAY = """
+import json, sys
+import hvcore
+settings, path = json.loads(sys.argv[1]), sys.argv[2]
+driver = hvcore.load_driver("kvm", settings)
+driver.start_instance(json.loads(open(path).read()))
+"""
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_start_whose_host_application_was_killed_is_put_away(make_host: Any, tmp_path: Any, recorded: bool) -> None:
+    """A QEMU left behind by a killed start is found, by its record or by its event file, and ended by the next start."""
+    script = tmp_path / "qemu"
+    real = "/usr/bin/qemu-system-x86_64"
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    # The first start hangs before its monitor is up; later ones are the real program.
+    script.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *"-machine none"*) exec {real} "$@";; esac\n'
+        f"if mkdir {tmp_path}/once 2>/dev/null; then echo $$ > {started}; exec sleep 600; fi\n"
+        f'exec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    host = make_host(qemu=str(script))
+    definition = tmp_path / "web1.json"
+    params = {"accel": "tcg", "machine": "pc", "firmware_image": str(host.firmware)}
+    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "params": params}))
+    command = [sys.executable, "-c", _START_AND_SAY, json.dumps(host.settings), str(definition)]
+    application = subprocess.Popen(command)
+    stray = int(started.read_text())
+    process_file = tmp_path / "state/kvm/instances/web1/process.json"
+    while not process_file.exists():
+        os.sched_yield()
+    application.kill()
+    application.wait()
+    if not recorded:
+        process_file.unlink()
+    assert host.driver.get_instance_info("web1").state in (InstanceState.UNKNOWN, InstanceState.CRASHED)
+    fd = os.pidfd_open(stray)
+    try:
+        host.driver.start_instance(json.loads(definition.read_text()))
+        assert select.select([fd], [], [], 0)[0], "the stray process lives"
+    finally:
+        os.close(fd)
+    assert host.driver.get_instance_info("web1").state is InstanceState.RUNNING
+    assert host.pid() != stray

@@ -1,0 +1,78 @@
+"""What a QEMU program can do: asked once, cached, asked again when the program changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hvcore import Deadline
+from hvcore_kvm import capabilities
+from hvcore_kvm.capabilities import MINIMUM_VERSION, capabilities_of, qemu_words
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A QEMU of our own that counts how often it is started."""
+    path = tmp_path / "qemu"
+    path.write_text(f'#!/bin/sh\necho >> {tmp_path}/starts\nexec {shutil.which("qemu-system-x86_64")} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fresh(mocker: Any) -> None:
+    mocker.patch.dict(capabilities._KNOWN, clear=True)
+
+
+def _starts(tmp_path: Path) -> int:
+    return len((tmp_path / "starts").read_text().splitlines())
+
+
+def test_the_program_is_asked_once(program: Path, tmp_path: Path, mocker: Any) -> None:
+    """A second question is answered from memory, and one of another process from the cache on disk."""
+    first = capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
+    assert first.version >= MINIMUM_VERSION
+    assert {"pc", "q35"} <= {machine.alias for machine in first.machines}
+    assert "virtio-blk-pci" in first.devices
+    assert "qemu64" in first.cpu_models
+    assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)) is first
+    mocker.patch.dict(capabilities._KNOWN, clear=True)
+    assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)) == first
+    assert _starts(tmp_path) == 1
+
+
+def test_a_changed_program_is_asked_again(program: Path, tmp_path: Path) -> None:
+    """Another size or time of modification means another program."""
+    capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
+    program.write_text(program.read_text() + "\n")
+    capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
+    assert _starts(tmp_path) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}', '{"schema": 99}', "\0"])
+def test_a_damaged_cache_only_costs_time(program: Path, tmp_path: Path, mocker: Any, damage: str) -> None:
+    """A cache that cannot be read is made again."""
+    capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(damage)
+    mocker.patch.dict(capabilities._KNOWN, clear=True)
+    assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)).version >= MINIMUM_VERSION
+
+
+def test_an_unusable_cache_only_costs_time(program: Path, tmp_path: Path) -> None:
+    """Without a place for the cache the program is asked all the same."""
+    (tmp_path / "file").write_text("")
+    found = capabilities_of(str(program), str(tmp_path / "file" / "cache"), Deadline.after(30))
+    assert found.version >= MINIMUM_VERSION
+
+
+def test_warnings_are_not_the_reason() -> None:
+    """From what QEMU printed, warnings are left out where there is anything else."""
+    said = "qemu-system-x86_64: warning: host doesn't support\nqemu-system-x86_64: -bios x: could not load\n"
+    assert qemu_words(said) == "-bios x: could not load"
+    assert qemu_words("qemu-system-x86_64: warning: only this\n") == "warning: only this"
+    assert qemu_words("") == ""

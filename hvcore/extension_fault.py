@@ -17,13 +17,16 @@ def extension_fault(error: Exception, operation: str, manager: pluggy.PluginMana
         operation: the operation it was raised in.
         manager: where the extensions are registered.
     """
-    frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     named = "hvcore"
     if manager is not None:
-        for implementation in manager.hook.hv_operation.get_hookimpls():
-            code = getattr(implementation.function, "__code__", None)
-            if implementation.wrapper and code in frames:
-                named = f"extension {implementation.plugin_name}"
+        wrappers = {
+            getattr(implementation.function, "__code__", None): implementation.plugin_name
+            for implementation in manager.hook.hv_operation.get_hookimpls()
+            if implementation.wrapper
+        }
+        # The innermost: the exception passes through the frames of the extensions around it as well.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            named = f"extension {wrappers[frame.f_code]}" if frame.f_code in wrappers else named
     return DriverFault(
         f"{named} raised {type(error).__name__} around {operation}: {error}",
         hint="this is a defect; report it with the traceback",

@@ -3,7 +3,7 @@
 ::
 
     STATE/instances/NAME/    volatile: control query serial (sockets) events stderr journal
-                             process.json record.json stop.json
+                             process.json record.json stop.json history-before.json
     DATA/instances/NAME/     kept: history.json placement.json
 """
 

@@ -26,6 +26,7 @@ from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpR
 from hvcore_kvm.qmp.client import connect_unix
 from hvcore_kvm.runtime import (
     HISTORY,
+    HISTORY_BEFORE,
     PLACEMENT,
     PROCESS,
     RECORD,
@@ -81,8 +82,9 @@ class Launch:
         self._directory.make()
         try:
             with contextlib.ExitStack() as stack:
-                # The journal first, so that a failing undo is reported while everything is still open.
                 stack.callback(self._close)
+                if self._old_history is not None:
+                    self._directory.write(HISTORY_BEFORE, self._old_history, schema=SCHEMA)
                 journal = stack.enter_context(Journal(self._directory.join(JOURNAL), "start"))
                 self._steps(journal, deadline, stack)
         except BaseException:
@@ -113,8 +115,9 @@ class Launch:
         finally:
             for fd in fds:
                 os.close(fd)
-        self._greet(deadline)
+        # While QEMU is coming up, which takes longer.
         journal.run(Step(name="records", do=self._write_records, undo=self._restore_records))
+        self._greet(deadline)
         if not plan.paused:
             journal.run(Step(name="cont", do=lambda: self._cont(deadline)))
 

@@ -26,7 +26,7 @@ from hvcore_kvm.directory import CONTROL, EVENTS, InstanceDirectory
 from hvcore_kvm.events import last
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpRefused, QmpTimeout
-from hvcore_kvm.runtime import HISTORY, SCHEMA, STOP_REQUEST, History, StopRequest
+from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, SCHEMA, STOP_REQUEST, History, StopRequest
 
 PRESS_AGAIN = 5.0
 """Seconds after which the power button is pressed again: a guest that was still booting missed the first."""
@@ -149,14 +149,14 @@ class Control:
         if not self._directory.exists:
             return
         seen = observe(self._directory)
-        if seen.alive and seen.record is not None and seen.process is not None:
+        if seen.started and seen.process is not None:
             raise AlreadyRunning(
                 f"it is running already, as process {seen.process.identity.pid}",
                 instance=self._name,
                 hint="stop or reboot it",
             )
         if seen.alive and seen.process is not None:
-            # A start was interrupted after QEMU had been started and before it was recorded: it has never run.
+            # A start was interrupted before the guest was let run.
             with process.held(seen.process.identity) as pidfd:
                 if pidfd is not None:
                     process.end(pidfd, deadline)
@@ -258,7 +258,9 @@ class Control:
         else:
             cause, detail = reason.cause, reason.detail
         self._release(seen)
-        if seen.process is not None and seen.record is not None:
+        if seen.unfinished:
+            self._restore_history()
+        elif seen.process is not None and seen.record is not None:
             history = History(
                 uuid=seen.record.instance.uuid or "",
                 started=seen.process.started,
@@ -271,10 +273,18 @@ class Control:
             self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
         self._directory.remove_volatile()
 
+    def _restore_history(self) -> None:
+        """A start that never came to an end leaves the account of the life before it."""
+        before = self._directory.read(HISTORY_BEFORE, History, schema=SCHEMA)
+        if before is not None:
+            self._directory.write(HISTORY, before, schema=SCHEMA, data=True)
+        else:
+            self._directory.remove(HISTORY, data=True)
+
     def _end_strays(self, seen: Observed, deadline: Deadline) -> None:
         """End a QEMU that was started and not written down: it is the only one that holds the event file."""
         known = seen.process.identity.pid if seen.process else -1
-        if seen.process is not None and seen.record is not None:
+        if seen.process is not None and not seen.unfinished:
             return
         for pid in process.holders(self._directory.join(EVENTS)):
             if pid != known:

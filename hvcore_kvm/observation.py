@@ -20,9 +20,10 @@ from hvcore import (
     RecordError,
     StateReason,
     boot_id,
+    unfinished,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import QUERY, InstanceDirectory, instance_names
+from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory, instance_names
 from hvcore_kvm.events import QemuEvent, ending, last, read_events
 from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
@@ -77,7 +78,13 @@ class Observed:
     request: StopRequest | None
     events: tuple[QemuEvent, ...]
     alive: bool
+    unfinished: bool = False
     damage: str = ""
+
+    @property
+    def started(self) -> bool:
+        """It is alive, and its start has been completed."""
+        return self.alive and not self.unfinished
 
 
 def observe(directory: InstanceDirectory) -> Observed:
@@ -100,8 +107,15 @@ def observe(directory: InstanceDirectory) -> Observed:
         request=found.get(STOP_REQUEST),
         events=read_events(directory),
         alive=alive,
+        unfinished=_start_unfinished(directory),
         damage="; ".join(damage),
     )
+
+
+def _start_unfinished(directory: InstanceDirectory) -> bool:
+    """A start is under way, or its host application was killed in it before the guest was let run."""
+    entries = unfinished(directory.join(JOURNAL))
+    return bool(entries) and {"done": "cont"} not in entries
 
 
 def list_names(directories: Directories) -> tuple[InstanceName, ...]:
@@ -201,7 +215,7 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
 
 def _dead(seen: Observed) -> InstanceInfo:
     boot = seen.process.identity.boot_id if seen.process else None
-    if seen.process is None:
+    if seen.process is None or seen.unfinished:
         words = "a start was interrupted" + (f"; {seen.damage}" if seen.damage else "")
         state, reason = InstanceState.CRASHED, StateReason(cause=Cause.DIED, detail=words)
     elif boot != boot_id():

@@ -323,7 +323,7 @@ class KvmDriver:
 
     def _refuse_running(self, directory: InstanceDirectory) -> None:
         seen = observation.observe(directory) if directory.exists else None
-        if seen is not None and seen.alive and seen.record is not None and seen.process is not None:
+        if seen is not None and seen.started and seen.process is not None:
             raise AlreadyRunning(
                 f"it is running already, as process {seen.process.identity.pid}", hint="stop or reboot it"
             )

@@ -13,6 +13,8 @@ RECORD = "record.json"
 PROCESS = "process.json"
 STOP_REQUEST = "stop.json"
 HISTORY = "history.json"
+HISTORY_BEFORE = "history-before.json"
+"""What the history was before a start that is under way; put back if that is not completed."""
 PLACEMENT = "placement.json"
 
 SCHEMA = 1

@@ -294,6 +294,7 @@ def test_a_start_whose_host_application_was_killed_is_put_away(make_host: Any, t
     application.wait()
     if not recorded:
         process_file.unlink()
+    assert [row.name for row in host.driver.list_instances().instances] == ["web1"]
     assert host.driver.get_instance_info("web1").state in (InstanceState.UNKNOWN, InstanceState.CRASHED)
     fd = os.pidfd_open(stray)
     try:
@@ -303,3 +304,35 @@ def test_a_start_whose_host_application_was_killed_is_put_away(make_host: Any, t
         os.close(fd)
     assert host.driver.get_instance_info("web1").state is InstanceState.RUNNING
     assert host.pid() != stray
+
+
+def test_an_interrupted_start_leaves_the_account_of_the_life_before(make_host: Any, tmp_path: Any) -> None:
+    """After a killed start that a stop puts away, the instance is what it was before: stopped by us, or unknown."""
+    script = tmp_path / "qemu"
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    real = "/usr/bin/qemu-system-x86_64"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *"-machine none"*) exec {real} "$@";; *"guest=first"*) exec {real} "$@";; esac\n'
+        f"echo $$ > {started}; exec sleep 600\n"
+    )
+    script.chmod(0o755)
+    host = make_host(qemu=str(script))
+    definition = tmp_path / "web1.json"
+    params = {"accel": "tcg", "machine": "pc", "firmware_image": str(host.firmware)}
+    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "params": params}))
+    application = subprocess.Popen([sys.executable, "-c", _START_AND_SAY, json.dumps(host.settings), str(definition)])
+    stray = os.pidfd_open(int(started.read_text()))
+    history = tmp_path / "data/kvm/instances/web1/history.json"
+    while not history.exists():
+        os.sched_yield()
+    application.kill()
+    application.wait()
+    try:
+        host.driver.stop_instance("web1", force=True)
+        assert select.select([stray], [], [], 0)[0], "the stray process lives"
+    finally:
+        os.close(stray)
+    with pytest.raises(hvcore.InstanceNotFound):
+        host.driver.get_instance_info("web1")

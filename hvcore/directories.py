@@ -5,6 +5,7 @@ Directories are made 0700 and used only if they belong to us: whoever could writ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -70,13 +71,13 @@ def default_directories(environment: Mapping[str, str] = os.environ, uid: int | 
 
 
 def private_directory(path: str) -> str:
-    """Make a directory, parents included, that only its owner can enter, and return its path.
+    """Make a directory, missing parents included, that only its owner can enter, and return its path.
 
     Raises:
         HostError: it cannot be made, is no directory, is a symbolic link, or belongs to somebody else.
     """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        _make(path)
         found = os.lstat(path)
     except OSError as error:
         raise HostError(
@@ -101,3 +102,16 @@ def private_directory(path: str) -> str:
             code="directory-not-writable",
         )
     return path
+
+
+def _make(path: str) -> None:
+    """Make a directory and its missing parents, all 0700; os.makedirs would give the mode to the last one only."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make(os.path.dirname(path))
+        # Somebody else may have been faster.
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)

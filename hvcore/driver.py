@@ -18,7 +18,7 @@ from hvcore.errors import HypervisorError, InvalidParameters, Refused, Unsupport
 from hvcore.extension_fault import extension_fault
 from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.table import OPERATION
-from hvcore.locks import instance_lock
+from hvcore.locks import instance_lock, sweep_locks
 from hvcore.model.console import Console, PasswordResult, Screenshot
 from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
 from hvcore.model.events import EventBatch
@@ -34,7 +34,7 @@ from hvcore.model.migration import (
 )
 from hvcore.model.names import check_instance_name
 from hvcore.model.plan import Plan
-from hvcore.model.recovery import Recovery
+from hvcore.model.recovery import RecoveredInstance, Recovery
 from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
 from hvcore.operation import OperationCall
 from hvcore.params.declare import ParameterTable
@@ -78,6 +78,11 @@ class Driver:
     def description(self) -> DriverDescription:
         """What the driver said of itself when it was loaded."""
         return self._description
+
+    @property
+    def plugin(self) -> object:
+        """The driver's own object, for drivers that document something beyond the operations."""
+        return self._plugin
 
     @property
     def directories(self) -> Directories:
@@ -293,9 +298,23 @@ class Driver:
         return self._named("cleanup_instance", Transition, instance, timeout)
 
     def recover(self, instance: Instance | str | None = None, *, timeout: float | None = None) -> Recovery:
-        """Complete or undo whatever a killed host application left half done, for one instance or all."""
-        name = None if instance is None else _name(instance)
-        return self._call("recover", Recovery, name, timeout=timeout, name=name, deadline=...)
+        """Complete or undo whatever a killed host application left half done, for one instance or all.
+
+        For all, one that cannot be put in order is reported in the result and does not keep the others waiting.
+        """
+        if instance is not None:
+            return self._named("recover", Recovery, instance, timeout)
+        self._require(Capability.RECOVER, "recover", None)
+        deadline = Deadline.after(OPERATION["recover"].default_timeout if timeout is None else timeout)
+        found: list[RecoveredInstance] = []
+        for row in self.list_instances().instances:
+            try:
+                found += self._named("recover", Recovery, row.name, deadline.remaining()).instances
+            except HypervisorError as error:
+                failed = RecoveredInstance(name=row.name, operation="unknown", outcome="failed", detail=error.message)
+                found.append(failed)
+        sweep_locks(self._lock_directory)
+        return Recovery(instances=tuple(found))
 
     # Queries
 
@@ -529,7 +548,11 @@ class Driver:
     ) -> contextlib.AbstractContextManager[None]:
         if instance is None:
             return _NOTHING
-        return instance_lock(os.path.join(self._directories.state, "locks"), instance, operation, deadline)
+        return instance_lock(self._lock_directory, instance, operation, deadline)
+
+    @property
+    def _lock_directory(self) -> str:
+        return os.path.join(self._directories.state, "locks")
 
     def _require(self, capability: Capability, operation: str, instance: str | None) -> None:
         claim = self._description.claim(capability)

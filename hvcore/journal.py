@@ -1,7 +1,7 @@
 """Steps with an undo, and a journal of them that survives the process that made it.
 
-A `Journal` is a JSON-lines file: one line of intent before each step, one line after it, one line at the end. Failure
-undoes in reverse and reports both. Whoever finds an unfinished journal knows how far its writer got.
+A `Journal` is a JSON-lines file: one line at the beginning, one of intent before each step, one after it; at the end
+the file is removed. Failure undoes in reverse and reports both. Whoever finds a journal knows how far its writer got.
 """
 
 from __future__ import annotations
@@ -95,10 +95,16 @@ class Journal:
                 problems.append(f"undoing {step.name}: {error}")
         if not problems:
             self._finish()
-        elif self._fd is not None:
+        else:
+            self.abandon()
+        return problems
+
+    def abandon(self) -> None:
+        """Let go of the file and leave it as it is, as a killed writer would; nothing is undone."""
+        self._done.clear()
+        if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        return problems
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._path is None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from hvcore.deadline import Deadline
 from hvcore.directories import private_directory
 from hvcore.errors import InstanceBusy
+from hvcore.model.units import format_seconds
 
 _FIRST_WAIT = 0.001
 _LONGEST_WAIT = 0.05
@@ -45,6 +46,17 @@ def instance_lock(directory: str, name: str, operation: str, deadline: Deadline)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         os.close(fd)
+
+
+def sweep_locks(directory: str) -> None:
+    """Remove the lock files of holders that were killed; those in use stay."""
+    try:
+        names = [name.removesuffix(".lock") for name in os.listdir(directory) if name.endswith(".lock")]
+    except FileNotFoundError:
+        return
+    for name in names:
+        with contextlib.suppress(InstanceBusy), instance_lock(directory, name, "recover", Deadline.after(0)):
+            pass  # taking and leaving it removes the file
 
 
 def _acquire(path: str, name: str, deadline: Deadline) -> int:
@@ -89,7 +101,8 @@ def _write_holder(fd: int, operation: str) -> None:
 def _read_holder(fd: int) -> str:
     try:
         holder = json.loads(os.pread(fd, 512, 0))
-        return f"{holder['operation']} by process {holder['pid']}"
+        age = format_seconds(max(0.0, time.time() - holder["since"]))
+        return f"{holder['operation']} by process {holder['pid']}, begun {age} ago"
     except (ValueError, KeyError, TypeError):
         # The holder has the lock and has not yet said who it is.
         return "another operation has just begun"

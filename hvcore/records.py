@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ RECORD_LIMIT = 16 * 2**20
 _converter = cattrs.preconf.json.make_converter(forbid_extra_keys=False)
 
 
-def write_record(directory_fd: int, name: str, record: Any, *, schema: int, durable: bool = False) -> None:
+def write_record(
+    directory_fd: int, name: str, record: Any, *, schema: int, durable: bool = False, shared: bool = False
+) -> None:
     """Write a record to a file beneath a directory, replacing it as a whole.
 
     Args:
@@ -33,12 +36,14 @@ def write_record(directory_fd: int, name: str, record: Any, *, schema: int, dura
         record: an attrs object.
         schema: version of its format.
         durable: survive a crash of the host, not only of the writer.
+        shared: several processes may write it at once; without it the caller holds a lock, and what a killed writer
+            left is overwritten by the next one.
 
     Raises:
         RecordError: it cannot be written.
     """
     data = json.dumps({"schema": schema, **_converter.unstructure(record)}, indent=1).encode() + b"\n"
-    temporary = f".{name}.{os.getpid()}"
+    temporary = f".{name}.{os.getpid()}.{threading.get_ident()}" if shared else f".{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(temporary, flags, 0o600, dir_fd=directory_fd)

@@ -138,7 +138,7 @@ def _cached_or_probed(path: str, identity: str, cache_directory: str, deadline: 
         found = _Cached(identity=identity, capabilities=_probe(path, deadline))
         if cache is not None:
             with contextlib.suppress(RecordError):
-                write_record(cache, name, found, schema=_SCHEMA)
+                write_record(cache, name, found, schema=_SCHEMA, shared=True)
         return found
 
 

@@ -3,7 +3,7 @@
 ::
 
     STATE/instances/NAME/    volatile: control query serial (sockets) events stderr journal
-                             process.json record.json stop.json history-before.json
+                             process.json record.json stop.json reboot.json history-before.json
     DATA/instances/NAME/     kept: history.json placement.json
 """
 
@@ -137,6 +137,13 @@ class InstanceDirectory:
         """Remove the volatile directory and everything in it."""
         self.close()
         _remove_tree(self.path)
+
+    def empty_volatile(self, keep: str) -> None:
+        """Remove everything in the volatile directory but one file."""
+        fd = self._need()
+        for name in os.listdir(fd):
+            if name != keep:
+                os.unlink(name, dir_fd=fd)
 
     def remove_data_if_empty(self) -> None:
         """Remove the directory for kept records when nothing is in it."""

@@ -91,7 +91,8 @@ class SecurityPlan:
     Attributes:
         launcher: argument words put before QEMU's, for programs that change something and then execute the rest.
         options: further QEMU options.
-        steps: steps on the host before QEMU starts.
+        steps: steps on the host before QEMU starts; undone once QEMU is gone, perhaps by another process, so an undo
+            must follow from the definition alone and not fail when there is nothing left to undo.
     """
 
     launcher: tuple[str, ...] = ()

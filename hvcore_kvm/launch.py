@@ -94,6 +94,8 @@ class Launch:
 
     def _steps(self, journal: Journal, deadline: Deadline, stack: contextlib.ExitStack) -> None:
         plan = self._plan
+        # First: from it, whoever finds an interrupted start knows what to take down.
+        self._write_record()
         for step in plan.security.steps:
             journal.run(step)
         for nic, nic_plan in plan.nics:
@@ -116,7 +118,7 @@ class Launch:
             for fd in fds:
                 os.close(fd)
         # While QEMU is coming up, which takes longer.
-        journal.run(Step(name="records", do=self._write_records, undo=self._restore_records))
+        journal.run(Step(name="records", do=self._keep_records, undo=self._restore_records))
         self._greet(deadline)
         if not plan.paused:
             journal.run(Step(name="cont", do=lambda: self._cont(deadline)))
@@ -163,20 +165,22 @@ class Launch:
             hint=_advice(words),
         )
 
-    def _write_records(self) -> None:
+    def _write_record(self) -> None:
         d = self._plan.decisions
-        instance = d.definition.instance
         record = RuntimeRecord(
-            instance=instance,
+            instance=d.definition.instance,
             machine=d.machine,
             accelerator=d.choice.accelerator.value,
             cpu_model=d.cpu_model,
             qemu_version=d.capabilities.version_text,
         )
         self._directory.write(RECORD, record, schema=SCHEMA)
+
+    def _keep_records(self) -> None:
+        d = self._plan.decisions
         if d.placement != self._old_placement:
             self._directory.write(PLACEMENT, d.placement, schema=SCHEMA, data=True)
-        history = History(uuid=instance.uuid or "", started=self._started, boot_id=boot_id())
+        history = History(uuid=d.definition.instance.uuid or "", started=self._started, boot_id=boot_id())
         self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
 
     def _restore_records(self) -> None:

@@ -12,21 +12,24 @@ from hvcore import (
     Cause,
     Deadline,
     DeadlineExceeded,
+    HypervisorError,
     HypervisorRefused,
+    Instance,
     InstanceState,
     NotRunning,
     OutcomeUnknown,
     RecordError,
+    RecoveredInstance,
     Transition,
     UnsupportedOperation,
     WrongState,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import CONTROL, EVENTS, InstanceDirectory
+from hvcore_kvm.directory import CONTROL, EVENTS, JOURNAL, InstanceDirectory
 from hvcore_kvm.events import last
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpRefused, QmpTimeout
-from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, SCHEMA, STOP_REQUEST, History, StopRequest
+from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, REBOOT, SCHEMA, STOP_REQUEST, History, Reboot, StopRequest
 
 PRESS_AGAIN = 5.0
 """Seconds after which the power button is pressed again: a guest that was still booting missed the first."""
@@ -47,8 +50,21 @@ class Control:
         self._name = directory.name
         self._release = release
 
-    def stop(self, *, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline) -> Transition:
-        """Stop it and release everything it held; see the hook of the same name."""
+    def stop(
+        self,
+        *,
+        force: bool,
+        grace: float,
+        retry: bool,
+        escalate: bool,
+        deadline: Deadline,
+        reboot: Instance | None = None,
+    ) -> Transition:
+        """Stop it and release everything it held; see the hook of the same name.
+
+        With ``reboot`` the directory stays, with nothing in it but the definition to start again: should the host
+        application be killed before that start, the reboot is found and completed.
+        """
         if not self._directory.exists:
             history = self._directory.read(HISTORY, History, schema=SCHEMA, data=True)
             state = history.state if history else None
@@ -66,18 +82,24 @@ class Control:
                 detail="it was not running; what it had left was cleaned up",
             )
         before = _before(seen)
+        if reboot is not None:
+            self._directory.write(REBOOT, Reboot(instance=reboot), schema=SCHEMA)
         asked, forced = False, None
         with process.held(seen.process.identity) as pidfd:
             # None: it ended by itself in this very moment.
             if pidfd is not None:
-                asked = not force and self._ask_and_wait(pidfd, seen, grace, retry, escalate, deadline)
+                try:
+                    asked = not force and self._ask_and_wait(pidfd, seen, grace, retry, escalate, deadline)
+                except HypervisorError:
+                    self._directory.remove(REBOOT)
+                    raise
                 if not asked:
                     forced = Cause.HOST_FORCE_STOP
                     self._end(pidfd, deadline)
         how = "the guest powered off" if asked else "stopped by force"
         if forced and not force:
             how = "the guest did not power off in time; stopped by force"
-        self._finish(observe(self._directory), forced)
+        self._finish(observe(self._directory), forced, keep=None if reboot is None else REBOOT)
         return Transition(name=self._name, before=before, after=self._recorded(), changed=True, detail=how)
 
     def pause(self, deadline: Deadline) -> Transition:
@@ -155,13 +177,50 @@ class Control:
                 instance=self._name,
                 hint="stop or reboot it",
             )
+        self._clear(seen, deadline)
+
+    def recover(self, deadline: Deadline) -> tuple[RecoveredInstance | None, Instance | None]:
+        """Complete or undo what was left half done.
+
+        Returns:
+            What was found, ``None`` for nothing; and the definition to start, when a reboot has to be completed.
+        """
+        if not self._directory.exists:
+            return None, None
+        seen = observe(self._directory)
+        reboot = self._directory.read(REBOOT, Reboot, schema=SCHEMA)
+        if seen.started:
+            if self._directory.tail(JOURNAL, 1):
+                # Killed between the guest's start and the end of the journal: it is completed.
+                self._directory.remove(JOURNAL)
+                self._directory.remove(REBOOT)
+                return self._recovered("start", "completed", "the guest runs"), None
+            if reboot is not None:
+                self._directory.remove(REBOOT)
+                return self._recovered("reboot", "undone", "the guest runs on"), None
+            return None, None
+        if reboot is not None:
+            self._clear(seen, deadline, keep=REBOOT)
+            return self._recovered("reboot", "completed", "started again"), reboot.instance
+        if seen.unfinished or (seen.process is None and seen.ended is None):
+            self._clear(seen, deadline)
+            return self._recovered("start", "undone", "nothing of it is left"), None
+        if seen.ended is not None or (seen.request is not None and seen.request.forced):
+            self._clear(seen, deadline)
+            return self._recovered("stop", "completed", "what it had left was cleaned up"), None
+        return None, None
+
+    def _recovered(self, operation: str, outcome: str, detail: str) -> RecoveredInstance:
+        return RecoveredInstance(name=self._name, operation=operation, outcome=outcome, detail=detail)
+
+    def _clear(self, seen: Observed, deadline: Deadline, keep: str | None = None) -> None:
         if seen.alive and seen.process is not None:
             # A start was interrupted before the guest was let run.
             with process.held(seen.process.identity) as pidfd:
                 if pidfd is not None:
                     process.end(pidfd, deadline)
         self._end_strays(seen, deadline)
-        self._finish(observe(self._directory), None)
+        self._finish(observe(self._directory), None, keep=keep)
 
     def require_alive(self) -> Observed:
         """What is known of it.
@@ -250,7 +309,7 @@ class Control:
             "the guest cannot be asked to power off in its state", hint="resume it, or stop it by force"
         )
 
-    def _finish(self, seen: Observed, forced: Cause | None) -> None:
+    def _finish(self, seen: Observed, forced: Cause | None, keep: str | None = None) -> None:
         """Once the process is gone: take down what it had, write down how it ended, remove the directory."""
         state, reason = ended_state(seen)
         if forced is not None:
@@ -271,7 +330,10 @@ class Control:
                 detail=detail,
             )
             self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
-        self._directory.remove_volatile()
+        if keep is None:
+            self._directory.remove_volatile()
+        else:
+            self._directory.empty_volatile(keep)
 
     def _restore_history(self) -> None:
         """A start that never came to an end leaves the account of the life before it."""

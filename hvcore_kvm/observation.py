@@ -70,7 +70,19 @@ _SINCE = {
 
 @attrs.frozen(kw_only=True)
 class Observed:
-    """What the files say of an instance, before QEMU is asked."""
+    """What the files say of an instance, before QEMU is asked.
+
+    Attributes:
+        name: name of the instance.
+        process: its process, if one was started.
+        record: the decisions it runs with.
+        request: the last time the guest was asked to power off.
+        events: the end of its event file.
+        alive: its process lives.
+        unfinished: its start has not been completed.
+        ended: how this life has ended, if that has been written down already: its removal was interrupted.
+        damage: what of this could not be read.
+    """
 
     name: str
     process: ProcessRecord | None
@@ -79,6 +91,7 @@ class Observed:
     events: tuple[QemuEvent, ...]
     alive: bool
     unfinished: bool = False
+    ended: History | None = None
     damage: str = ""
 
     @property
@@ -108,6 +121,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         events=read_events(directory),
         alive=alive,
         unfinished=_start_unfinished(directory),
+        ended=None if alive else _written_end(directory, running),
         damage="; ".join(damage),
     )
 
@@ -118,8 +132,16 @@ def _start_unfinished(directory: InstanceDirectory) -> bool:
     return bool(entries) and {"done": "cont"} not in entries
 
 
+def _written_end(directory: InstanceDirectory, running: ProcessRecord | None) -> History | None:
+    history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+    if history is None or history.ended is None or (running is not None and running.started != history.started):
+        return None
+    return history
+
+
 def list_names(directories: Directories) -> tuple[InstanceName, ...]:
     """All instances that hold something, and whether each lives; asks none of them anything."""
+    process.reap_children()
     names = []
     for name in instance_names(directories):
         with InstanceDirectory(directories, name) as directory:
@@ -215,7 +237,9 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
 
 def _dead(seen: Observed) -> InstanceInfo:
     boot = seen.process.identity.boot_id if seen.process else None
-    if seen.process is None or seen.unfinished:
+    if seen.ended is not None and not seen.unfinished:
+        state, reason = _from_history(seen.ended)
+    elif seen.process is None or seen.unfinished:
         words = "a start was interrupted" + (f"; {seen.damage}" if seen.damage else "")
         state, reason = InstanceState.CRASHED, StateReason(cause=Cause.DIED, detail=words)
     elif boot != boot_id():
@@ -246,12 +270,17 @@ def _ended(directory: InstanceDirectory) -> InstanceInfo:
         raise InstanceNotFound(
             "there is no account of it", instance=directory.name, hint="'hv list' shows the instances there are"
         )
+    state, reason = _from_history(history)
+    return InstanceInfo(name=directory.name, uuid=history.uuid, state=state, reason=reason)
+
+
+def _from_history(history: History) -> tuple[InstanceState, StateReason]:
     if history.ended is None or history.state is None or history.cause is None:
         words = "the host was restarted while it ran"
-        reason = StateReason(cause=Cause.HOST_RESTARTED, detail=words, boot_id=history.boot_id)
-        return InstanceInfo(name=directory.name, uuid=history.uuid, state=InstanceState.CRASHED, reason=reason)
-    reason = StateReason(cause=history.cause, detail=history.detail, since=history.ended, boot_id=history.boot_id)
-    return InstanceInfo(name=directory.name, uuid=history.uuid, state=history.state, reason=reason)
+        return InstanceState.CRASHED, StateReason(cause=Cause.HOST_RESTARTED, detail=words, boot_id=history.boot_id)
+    return history.state, StateReason(
+        cause=history.cause, detail=history.detail, since=history.ended, boot_id=history.boot_id
+    )
 
 
 def _cpu_time(pid: int) -> float | None:

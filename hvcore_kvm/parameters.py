@@ -40,7 +40,7 @@ class MachineParameters:
         default="q35",
         checks=(qemu_word,),
         aliases=("machine_version",),
-        summary="Machine type. An alias such as pc or q35 is resolved to its versioned name, which is kept.",
+        summary="Machine type. An alias such as pc or q35 becomes a versioned name at the first start, and stays that.",
     )
     accel: str = param(
         default="auto",
@@ -62,7 +62,7 @@ class MachineParameters:
     on_panic: str = param(
         default="shutdown",
         choices=("shutdown", "pause", "none"),
-        summary="What a panic of the guest's kernel does; it is reported in any case.",
+        summary="What becomes of the instance when the guest's kernel panics; with none it is left running.",
     )
     panic_device: bool = param(default=True, summary="Offer pvpanic, by which the guest reports a panic.")
     rng: bool = param(default=True, summary="Offer virtio-rng, fed from the host's random number generator.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from hvcore import Finding
+from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.runtime import Placement
 
 ROOT_BUS = {"pc": "pci.0", "q35": "pcie.0"}
@@ -25,6 +26,15 @@ def family_of(machine: str) -> str | None:
     if machine.startswith("pc-q35") or machine == "q35":
         return "q35"
     return None
+
+
+def resolve_machine(wanted: str, capabilities: QemuCapabilities, kept: Placement | None) -> str:
+    """The versioned machine type of a name: for an alias the one the instance has had before, if QEMU still has it."""
+    found = capabilities.machine(wanted)
+    if found is None or found.name == wanted:
+        return wanted
+    before = capabilities.machine(kept.machine) if kept is not None else None
+    return before.name if before is not None and family_of(before.name) == family_of(found.name) else found.name
 
 
 @attrs.frozen(kw_only=True)

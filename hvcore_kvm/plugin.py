@@ -22,6 +22,7 @@ from hvcore import (
     Family,
     Finding,
     FindingSet,
+    HypervisorError,
     Instance,
     InstanceInfo,
     InstanceInfos,
@@ -35,6 +36,7 @@ from hvcore import (
     Plan,
     PolicyDenied,
     PowercycleResult,
+    Recovery,
     Severity,
     Transition,
     hookimpl,
@@ -52,7 +54,7 @@ from hvcore_kvm.launch_plan import Decisions, LaunchPlan, device_uuids, plan_lau
 from hvcore_kvm.lifecycle import Control
 from hvcore_kvm.parameters import parameter_table
 from hvcore_kvm.release import release
-from hvcore_kvm.runtime import PLACEMENT, SCHEMA, Placement
+from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
 from hvcore_kvm.settings import read_settings
 
 _LOG = logging.getLogger("hvcore_kvm")
@@ -68,6 +70,7 @@ _CLAIMS = (
     Claim(capability=Capability.REBOOT),
     Claim(capability=Capability.RESET),
     Claim(capability=Capability.PAUSE),
+    Claim(capability=Capability.RECOVER),
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
     Claim(
@@ -172,11 +175,12 @@ class KvmDriver:
         """Start it."""
         with self._directory(instance.name) as directory:
             self._refuse_running(directory)
+            before = self._state(directory)
             plan = self._plan(instance, directory, paused, deadline)
             self._control(directory).clear_leftovers(deadline)
-            Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+            self._run(plan, directory, deadline)
         after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
-        return Transition(name=instance.name, before=None, after=after, changed=True, detail="started")
+        return Transition(name=instance.name, before=before, after=after, changed=True, detail="started")
 
     @hookimpl
     def hv_stop_instance(
@@ -203,9 +207,15 @@ class KvmDriver:
                 raise NotRunning("there is no record to start it again from", hint="give its definition")
             # Everything that can be wrong with the new start is found before the old life ends.
             self._plan(new, directory, False, deadline)
-            stopped = control.stop(force=mode == "hard", grace=grace, retry=False, escalate=False, deadline=deadline)
-            plan = self._plan(new, directory, False, deadline)
-            Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+            stopped = control.stop(
+                force=mode == "hard", grace=grace, retry=False, escalate=False, deadline=deadline, reboot=new
+            )
+            try:
+                self._run(self._plan(new, directory, False, deadline), directory, deadline)
+            except HypervisorError:
+                # The start was undone; nothing is left but the definition to start again.
+                directory.remove_volatile()
+                raise
         return Transition(
             name=name,
             before=stopped.before,
@@ -231,6 +241,15 @@ class KvmDriver:
         """Forget it."""
         with self._directory(name) as directory:
             return self._control(directory).cleanup(deadline)
+
+    @hookimpl
+    def hv_recover(self, name: str, deadline: Deadline) -> Recovery:
+        """Put in order what was left half done."""
+        with self._directory(name) as directory:
+            found, start = self._control(directory).recover(deadline)
+            if start is not None:
+                self._run(self._plan(start, directory, False, deadline), directory, deadline)
+        return Recovery(instances=() if found is None else (found,))
 
     # Queries
 
@@ -328,6 +347,12 @@ class KvmDriver:
                 f"it is running already, as process {seen.process.identity.pid}", hint="stop or reboot it"
             )
 
+    def _state(self, directory: InstanceDirectory) -> InstanceState | None:
+        try:
+            return observation.get_info(self._directories, directory.name, Deadline.after(0)).state
+        except InstanceNotFound:
+            return None
+
     def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
         program = parsed.machine.qemu or self._settings.qemu
         return capabilities_of(program, self._directories.cache, deadline)
@@ -345,10 +370,9 @@ class KvmDriver:
         choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in)
         images, problems = check_host(parsed, capabilities, choice, self._directories)
         findings += problems
-        found = capabilities.machine(parsed.machine.machine)
-        machine = found.name if found else parsed.machine.machine
         with self._directory(instance.name) as directory:
             kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
+        machine = placement.resolve_machine(parsed.machine.machine, capabilities, kept)
         places, problems = placement.place_devices(machine, device_uuids(parsed), kept)
         findings += problems
         if findings:
@@ -362,6 +386,11 @@ class KvmDriver:
             places=places,
             placement=placement.placement(machine, places, kept),
         )
+
+    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> None:
+        Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+        # Of a reboot that is now complete.
+        directory.remove(REBOOT)
 
     def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
         return plan_launch(self._decide(instance, deadline), directory, paused=paused)

@@ -13,6 +13,7 @@ import math
 import os
 import select
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -100,13 +101,35 @@ def end_of(pidfd: int, deadline: Deadline) -> End | None:
     return End(status=_reap(pidfd))
 
 
+_CHILDREN: set[int] = set()
+"""Pids of the processes `spawn` has started and nobody has reaped: they are this process's, whoever drives them."""
+
+_CHILDREN_LOCK = threading.Lock()
+
+
+def reap_children() -> None:
+    """Reap processes of ours that somebody else has ended; they would stay zombies as long as this process lives."""
+    with _CHILDREN_LOCK:
+        for pid in tuple(_CHILDREN):
+            try:
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                _CHILDREN.discard(pid)
+                continue
+            if ended is not None:
+                _CHILDREN.discard(pid)
+
+
 def _reap(pidfd: int) -> int | None:
-    try:
-        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if found is None:
-        return None
+    with _CHILDREN_LOCK:
+        try:
+            found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if found is None:
+            return None
+        # From here on the pid may become that of another child of the host application.
+        _CHILDREN.discard(found.si_pid)
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
@@ -178,7 +201,7 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
         # Python's own descriptors close on exec; those of C libraries in the host application may not.
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd >= FIRST_FD + len(fds)]
         words = [*_LAUNCHER, *launcher, *argv]
-        return os.posix_spawn(
+        pid = os.posix_spawn(
             words[0],
             words,
             dict(ENVIRONMENT),
@@ -192,6 +215,9 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
     finally:
         for fd in moved:
             os.close(fd)
+    with _CHILDREN_LOCK:
+        _CHILDREN.add(pid)
+    return pid
 
 
 def _open(identity: ProcessIdentity) -> int | None:

@@ -12,7 +12,7 @@ from hvcore_kvm.observation import Observed
 
 
 def release(seen: Observed, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
-    """Do the down steps of every NIC of an instance that is not alive.
+    """Do the down steps of every NIC of an instance that is not alive, and undo the steps of its security model.
 
     Raises:
         OperationFailed: some failed; all were tried, and they may be tried again.
@@ -37,9 +37,17 @@ def release(seen: Observed, families: Families, announce: Callable[[InterfaceEve
                 problems.append(f"{nic.origin}: {step.name}: {error}")
         if plan.interface:
             announce(InterfaceEvent(instance=seen.name, nic=nic.nic, interface=plan.interface, change="down"))
+    if definition.security_model is not None:
+        security = definition.security_model.backend.plan(definition.instance, definition.security_parameters)
+        for step in reversed(security.steps):
+            try:
+                if step.undo is not None:
+                    step.undo()
+            except (HypervisorError, OSError) as error:
+                problems.append(f"security_model: undoing {step.name}: {error}")
     if problems:
         raise OperationFailed(
-            "its network could not be taken down completely: " + "; ".join(problems),
+            "what it had on the host could not be taken down completely: " + "; ".join(problems),
             instance=seen.name,
             hint="mend it and stop the instance again",
         )

@@ -12,6 +12,7 @@ from hvcore_kvm.process import ProcessIdentity
 RECORD = "record.json"
 PROCESS = "process.json"
 STOP_REQUEST = "stop.json"
+REBOOT = "reboot.json"
 HISTORY = "history.json"
 HISTORY_BEFORE = "history-before.json"
 """What the history was before a start that is under way; put back if that is not completed."""
@@ -68,6 +69,17 @@ class StopRequest:
     time: float
     until: float
     forced: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Reboot:
+    """A cold reboot is under way: the instance is to be started again.
+
+    Attributes:
+        instance: the definition to start.
+    """
+
+    instance: Instance
 
 
 @attrs.frozen(kw_only=True)

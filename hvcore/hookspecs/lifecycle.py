@@ -1,7 +1,8 @@
 """Starting, stopping and everything between.
 
-The facade holds the instance's lock around every hook of this module except `hv_plan_start`, and hands over a
-definition whose syntax has no errors and whose uuids and hardware addresses are all filled in.
+The facade holds the instance's lock around every hook of this module except `hv_plan_start`, which changes nothing, and
+`hv_restore_instance`, which learns the instance's name only from the file. It hands over definitions whose syntax has
+no errors and whose uuids and hardware addresses are all filled in.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ def hv_stop_instance(
         deadline: by when to be done, force included.
 
     Returns:
-        What changed; ``after`` is stopped.
+        What changed; ``after`` is what the driver's account of the instance says then, stopped if it was alive.
 
     Errors: `DeadlineExceeded` when the guest did not power off and ``escalate`` is false;
     `UnsupportedOperation` when the guest cannot be asked and ``escalate`` is false; `OutcomeUnknown`.
 
-    Capability: none (every driver); ``graceful-stop`` without ``force``. Since: 0.1.
+    Capability: none (every driver); ``graceful-stop`` when ``escalate`` is false. Since: 0.1.
     """
 
 
@@ -201,17 +202,19 @@ def hv_cleanup_instance(name: str, deadline: Deadline) -> Transition:
 
 
 @hookspec(firstresult=True)
-def hv_recover(name: str | None, deadline: Deadline) -> Recovery:
-    """Complete or undo whatever a killed host application left half done.
+def hv_recover(name: str, deadline: Deadline) -> Recovery:
+    """Complete or undo whatever a killed host application left half done with one instance.
+
+    The facade calls it for every listed instance in turn, each under its lock, when the host names none.
 
     Args:
-        name: one instance, or ``None`` for all.
+        name: name of the instance.
         deadline: by when to be done.
 
     Returns:
-        What was found and done, instance by instance.
+        What was found and done; nothing when nothing was half done.
 
-    Errors: none for a single instance; it is reported in the result.
+    Errors: everything that completing the interrupted operation can raise.
 
     Capability: ``recover``. Since: 0.1.
     """

@@ -93,7 +93,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("save_instance", Capability.SAVE_RESTORE, mutating=True, timeout=600.0),
         _row("restore_instance", Capability.SAVE_RESTORE, mutating=True, timeout=600.0),
         _row("cleanup_instance", mutating=True),
-        _row("recover", Capability.RECOVER, timeout=120.0),
+        _row("recover", Capability.RECOVER, mutating=True, timeout=120.0),
     ),
     *_topic(
         "queries",

@@ -27,7 +27,7 @@ class InstanceState(enum.StrEnum):
 
     @property
     def is_alive(self) -> bool:
-        """A hypervisor process belongs to it, as far as the state alone can say."""
+        """A hypervisor process may belong to it; a panicked one may have ended, which only its pid says."""
         return self not in _DEAD
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hvcore
 import pytest
+
+import hvcore
 from hvcore import Capability, Claim, ClaimLevel, DriverContext, DriverDescription, LoadError, hookimpl
 from hvcore.registry import load_plugin
 
@@ -121,7 +122,8 @@ def test_a_third_party_nic_mode(install: Any, settings: Any) -> None:
             def check_host(self, nic, parameters):
                 return ()
             def plan(self, context):
-                return NicPlan(netdev={"type": "user", "id": context.netdev_id, "hostname": f"v{context.parameters.vni}"})
+                hostname = f"v{context.parameters.vni}"
+                return NicPlan(netdev={"type": "user", "id": context.netdev_id, "hostname": hostname})
 
         @hookimpl
         def kvm_nic_modes():

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from hvcore import Deadline, InstanceBusy
 from hvcore.locks import instance_lock
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
+
 from hvcore import Disk, Instance, Nic, RecordError, read_record, write_record
 
 

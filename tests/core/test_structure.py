@@ -7,13 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-import hvcore
 import pytest
-from hvcore import Disk, Finding, Instance, Nic, ParameterSection, Seconds, Size, checks, param, structure
-from hvcore import read_definition as read
-from hvcore import structure_sections
 from hypothesis import given
 from hypothesis import strategies as st
+
+import hvcore
+from hvcore import (
+    Disk,
+    Finding,
+    Instance,
+    Nic,
+    ParameterSection,
+    Seconds,
+    Size,
+    checks,
+    param,
+    structure,
+    structure_sections,
+)
+from hvcore import read_definition as read
 
 
 class Colour(enum.StrEnum):

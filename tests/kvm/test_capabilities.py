@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hvcore import Deadline
 from hvcore_kvm import capabilities
 from hvcore_kvm.capabilities import MINIMUM_VERSION, capabilities_of, qemu_words

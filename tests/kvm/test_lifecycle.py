@@ -267,7 +267,7 @@ driver.start_instance(json.loads(open(path).read()))
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_start_whose_host_application_was_killed_is_put_away(make_host: Any, tmp_path: Any, recorded: bool) -> None:
-    """A QEMU left behind by a killed start is found, by its record or by its event file, and ended by the next start."""
+    """A QEMU left behind by a killed start is found, by its record or its event file, and ended by the next."""
     script = tmp_path / "qemu"
     real = "/usr/bin/qemu-system-x86_64"
     started = tmp_path / "started"

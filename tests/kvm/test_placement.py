@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from hvcore_kvm.placement import Place, place_devices, placement
 from hvcore_kvm.runtime import Placement
 

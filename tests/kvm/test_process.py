@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+
 from hvcore import Deadline
 from hvcore_kvm import process
 

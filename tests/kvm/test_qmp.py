@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hvcore import Deadline
 from hvcore_kvm.qmp import (
     QmpClient,

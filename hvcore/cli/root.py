@@ -1,0 +1,122 @@
+"""The ``hv`` group: its commands, each in a module that is imported when it is called, and how every error ends."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+import hvcore
+from hvcore.cli.exit_status import EPILOG, ExitStatus, exit_status
+from hvcore.cli.failure import show_bug, show_error, show_message, show_traceback, show_usage_error
+from hvcore.cli.session import Session, global_options, session_of
+from hvcore.errors import HypervisorError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "plugins": ("hvcore.cli.plugins", "List the installed plugins, importing none of them."),
+    "doctor": ("hvcore.cli.doctor", "Say what this host and its drivers can do, and what is wrong."),
+    "params": ("hvcore.cli.parameters", "List what an instance file may set."),
+    "check": ("hvcore.cli.planning", "Find everything that is wrong with an instance file, here."),
+    "plan": ("hvcore.cli.planning", "Show what a start would do, touching nothing."),
+    "start": ("hvcore.cli.lifecycle", "Start an instance from its file."),
+    "stop": ("hvcore.cli.lifecycle", "Stop an instance and release everything it holds."),
+    "reboot": ("hvcore.cli.lifecycle", "Restart an instance."),
+    "pause": ("hvcore.cli.lifecycle", "Pause an instance."),
+    "resume": ("hvcore.cli.lifecycle", "Let a paused instance run."),
+    "list": ("hvcore.cli.queries", "List the instances on this host."),
+    "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
+    "console": ("hvcore.cli.console", "Attach to the console of an instance."),
+    "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
+    "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
+    "demo": ("hvcore.cli.demo", "Build a small Linux guest and show its whole life, in half a minute."),
+}
+"""Every command: the module that holds it, and its summary. The module has it under its name with ``_command``."""
+
+
+class RootGroup(click.Group):
+    """Imports a command's module when the command is called, and turns every error into a message and a status."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The global options first."""
+        return [*global_options(at_root=True), *super().get_params(ctx)]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is none of that name."""
+        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in COMMANDS:
+            import difflib  # only for mistakes
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else " 'hv --help' lists the commands."
+            raise click.UsageError(f"There is no command {args[0]!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command and exit."""
+        words = sys.argv[1:] if args is None else list(args)
+        session = Session()
+        session.as_json = "--json" in words
+        extra.pop("standalone_mode", None)
+        try:
+            result = super().main(words, prog_name, standalone_mode=False, obj=session, **extra)
+        except click.ClickException as error:
+            show_usage_error(error, as_json=session.as_json)
+            status = error.exit_code
+        except HypervisorError as error:
+            show_error(error, as_json=session.as_json)
+            if session.debug:
+                show_traceback(error)
+            status = exit_status(error)
+        except (click.Abort, KeyboardInterrupt):
+            show_message("interrupted")
+            status = ExitStatus.INTERRUPTED
+        except Exception as error:
+            # Whatever it is: a person who runs a command gets a sentence, and the traceback on request.
+            show_bug(error, as_json=session.as_json, debug=session.debug)
+            status = ExitStatus.FAILED
+        else:
+            status = result if isinstance(result, int) else ExitStatus.DONE
+        sys.exit(status)
+
+
+class HvCommand(click.Command):
+    """A command that takes the global options as well."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, then the global ones."""
+        return [*super().get_params(ctx), *global_options(at_root=False)]
+
+
+@click.group(cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hvcore.__version__, "--version", prog_name="hv", message="hv %(version)s")
+@click.pass_context
+def hv(ctx: click.Context) -> None:
+    """Drive virtual machines on this host, without libvirt and without a daemon.
+
+    An instance is described in a TOML file: hv check FILE, hv plan FILE, hv start FILE. Wherever a command takes the
+    NAME of an instance, its FILE will do. Global options may also follow the command.
+    """
+    session_of(ctx)

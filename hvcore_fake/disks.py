@@ -1,0 +1,75 @@
+"""Looking at the disks of a definition on this host, as a real driver would before a start. Only reads."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from hvcore import Disk, Finding, Instance
+from hvcore_fake.account import listed_names, look
+from hvcore_fake.world import World
+
+_QCOW2 = b"QFI\xfb"
+
+
+def check_disks(instance: Instance) -> list[Finding]:
+    """Everything that stands against using the disks' files."""
+    return [f for index, disk in enumerate(instance.disks) for f in _check(disk, f"disks[{index}]")]
+
+
+def check_use(world: World, instance: Instance) -> list[Finding]:
+    """The disks that another instance has open, unless both only read."""
+    users = [(name, disk) for name in listed_names(world) for disk in _open_disks(world, name, instance.name)]
+    return [
+        Finding(
+            code="disk-in-use",
+            path=f"disks[{index}].path",
+            message=f"{mine.path} is in use by instance {name}",
+            hint="stop it first, or let both only read it",
+        )
+        for index, mine in enumerate(instance.disks)
+        for name, theirs in users
+        if not (mine.read_only and theirs.read_only) and _same_file(mine.path, theirs.path)
+    ]
+
+
+def _open_disks(world: World, name: str, own: str) -> Iterable[Disk]:
+    account = None if name == own else look(world, name)
+    if account is None or account.process is None or account.record is None:
+        return ()
+    return account.record.instance.disks
+
+
+def _check(disk: Disk, where: str) -> Iterator[Finding]:
+    path = disk.path
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        yield Finding(code="disk-missing", path=f"{where}.path", message=f"there is no file {path}")
+        return
+    except OSError as error:
+        message = f"cannot look at {path}: {error.strerror}"
+        yield Finding(code="disk-unusable", path=f"{where}.path", message=message)
+        return
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "neither a file nor a block device"
+        yield Finding(code="disk-not-a-file", path=f"{where}.path", message=f"{path} is {kind}")
+        return
+    try:
+        with open(path, "rb" if disk.read_only else "r+b", buffering=0) as file:
+            header = file.read(len(_QCOW2))
+    except OSError as error:
+        yield Finding(code="disk-unusable", path=f"{where}.path", message=f"cannot open {path}: {error.strerror}")
+        return
+    if (disk.format == "qcow2") is not (header == _QCOW2):
+        words = "a qcow2 image" if header == _QCOW2 else "no qcow2 image"
+        message = f"{path} is declared {disk.format} and is {words}"
+        yield Finding(code="disk-format", path=f"{where}.format", message=message, hint="correct the format")
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return one == other

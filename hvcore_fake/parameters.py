@@ -1,0 +1,102 @@
+"""What can be set for an instance of the fake driver: how its modelled guest behaves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from hvcore import Finding, FindingSet, Instance, ParameterSection, ParameterTable, Seconds, param, structure_sections
+
+NIC_MODES = ("user", "bridged", "routed", "openvswitch")
+"""NIC modes that are accepted; a modelled NIC is connected to nothing in all of them."""
+
+SECURITY_MODELS = ("none",)
+"""Security models that are accepted; a modelled process needs no confinement."""
+
+CONSOLE_TYPES = ("serial",)
+"""Console types a modelled instance offers."""
+
+
+@attrs.frozen(kw_only=True)
+class GuestParameters:
+    """How the guest behaves. All times are seconds of the virtual clock, in which its virtual CPUs run."""
+
+    boot_time: Seconds = param(
+        default=Seconds(0.0),
+        unit="seconds",
+        summary="How long the guest boots; until then it does not notice the power button.",
+    )
+    shutdown_time: Seconds = param(
+        default=Seconds(1.0), unit="seconds", summary="How long the guest takes to power off once it was asked to."
+    )
+    ignore_power_button: bool = param(default=False, summary="The guest never powers off when it is asked to.")
+    power_off_after: Seconds | None = param(
+        default=None, unit="seconds", summary="The guest powers itself off so long after its start."
+    )
+    panic_after: Seconds | None = param(
+        default=None, unit="seconds", summary="The guest's kernel panics so long after its start."
+    )
+    on_panic: str = param(
+        default="shutdown",
+        choices=("shutdown", "pause"),
+        summary="What a panic does to the instance: its process ends, or is kept with the guest paused.",
+    )
+
+
+def _order(parameters: GuestParameters) -> Iterator[Finding]:
+    panic, off = parameters.panic_after, parameters.power_off_after
+    if panic is not None and off is not None and panic > off:
+        message = f"comes after the guest has powered itself off ({off:g} s)"
+        yield Finding(code="invalid-value", path="panic_after", message=message)
+
+
+SECTION = ParameterSection(title="Guest", place="instance", fields=GuestParameters, rules=(_order,))
+
+
+def parameter_table() -> ParameterTable:
+    """Every parameter of the driver."""
+    return ParameterTable(sections=(SECTION,))
+
+
+def check_syntax(instance: Instance, foreign: bool) -> FindingSet:
+    """Find everything wrong with a definition that needs no host.
+
+    Args:
+        instance: the definition.
+        foreign: accept what belongs to other drivers: their parameters, NIC modes, security models, consoles.
+    """
+    _, findings = structure_sections((SECTION,), instance.params, "params")
+    for index, disk in enumerate(instance.disks):
+        findings += structure_sections((), disk.params, f"disks[{index}].params")[1]
+    for index, nic in enumerate(instance.nics):
+        findings += structure_sections((), nic.params, f"nics[{index}].params")[1]
+    if foreign:
+        return FindingSet(finding for finding in findings if finding.code != "unknown-parameter")
+    return FindingSet((*findings, *_unknown_plugins(instance)))
+
+
+def guest_parameters(instance: Instance) -> GuestParameters:
+    """The parameters of a definition whose syntax has no errors."""
+    records, _ = structure_sections((SECTION,), instance.params, "params")
+    found: GuestParameters = records[GuestParameters]
+    return found
+
+
+def _unknown_plugins(instance: Instance) -> Iterator[Finding]:
+    if instance.security_model is not None:
+        yield from _unknown("security model", instance.security_model, SECURITY_MODELS, "security_model")
+    for index, name in enumerate(instance.consoles):
+        yield from _unknown("console type", name, CONSOLE_TYPES, f"consoles[{index}]")
+    for index, nic in enumerate(instance.nics):
+        yield from _unknown("NIC mode", nic.mode, NIC_MODES, f"nics[{index}].mode")
+
+
+def _unknown(title: str, name: str, known: Iterable[str], path: str) -> Iterator[Finding]:
+    names = tuple(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"modelled: {', '.join(names)}"
+    yield Finding(code="unknown-plugin", path=path, message=f"there is no {title} {name!r}", hint=hint)

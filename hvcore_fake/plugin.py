@@ -1,0 +1,241 @@
+"""`FakeDriver`: the hooks of the fake driver, each a few lines that delegate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from hvcore import (
+    HOOK_API,
+    AncillaryFiles,
+    Capability,
+    Claim,
+    Console,
+    Deadline,
+    DriverContext,
+    DriverDescription,
+    EventBatch,
+    FindingSet,
+    Instance,
+    InstanceInfo,
+    InstanceInfos,
+    InstanceListing,
+    InvalidParameters,
+    NodeInfo,
+    ParameterTable,
+    Plan,
+    PolicyDenied,
+    PowercycleMethod,
+    PowercycleResult,
+    Recovery,
+    Transition,
+    __version__,
+    hookimpl,
+)
+from hvcore_fake import lifecycle, parameters, queries
+from hvcore_fake.disks import check_disks, check_use
+from hvcore_fake.plan import plan_start
+from hvcore_fake.recovery import recover
+from hvcore_fake.settings import read_settings
+from hvcore_fake.transaction import Call
+from hvcore_fake.world import World
+
+T = TypeVar("T")
+
+_CAPABILITIES = (
+    Capability.PLAN,
+    Capability.START_PAUSED,
+    Capability.GRACEFUL_STOP,
+    Capability.REBOOT,
+    Capability.RESET,
+    Capability.PAUSE,
+    Capability.RECOVER,
+    Capability.VERIFY_INSTANCE,
+    Capability.CONSOLE,
+    Capability.POWERCYCLE,
+    Capability.ANCILLARY_FILES,
+    Capability.EVENTS,
+)
+
+
+class FakeDriver:
+    """A driver of a modelled hypervisor, with state on disk, a virtual clock and scripted faults."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self._settings, self._faults = read_settings(context.settings)
+        self._world = World(context.directories, self._faults)
+
+    @hookimpl
+    def hv_describe_driver(self) -> DriverDescription:
+        """Say who it is. No fault strikes here: a driver has to be loaded first."""
+        return DriverDescription(
+            name="fake",
+            version=__version__,
+            hook_api=HOOK_API,
+            summary="A modelled hypervisor for tests: state on disk, virtual time, scripted faults.",
+            claims=tuple(Claim(capability=capability) for capability in _CAPABILITIES),
+            hypervisor=f"{queries.HYPERVISOR} {__version__}",
+        )
+
+    @hookimpl
+    def hv_parameters(self) -> ParameterTable:
+        """List the parameters."""
+        return self._run("parameters", None, None, lambda _: parameters.parameter_table())
+
+    @hookimpl
+    def hv_check_parameter_syntax(self, instance: Instance) -> FindingSet:
+        """Check a definition without looking at the host."""
+        foreign = self._settings.accept_foreign
+        return self._run(
+            "check_parameter_syntax", instance.name, None, lambda _: parameters.check_syntax(instance, foreign)
+        )
+
+    @hookimpl
+    def hv_validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """Check a definition against the host."""
+        return self._run("validate_parameters", instance.name, deadline, lambda _: self._host_findings(instance))
+
+    @hookimpl
+    def hv_assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """Give advice."""
+        return self._run(
+            "assess_parameters",
+            instance.name,
+            deadline,
+            lambda call: queries.assess(call.world, instance, __version__),
+        )
+
+    @hookimpl
+    def hv_plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
+        """Plan a start."""
+
+        def work(call: Call) -> Plan:
+            findings = self._host_findings(instance)
+            if not findings.ok:
+                raise InvalidParameters("this host cannot run the definition", findings)
+            return plan_start(instance, paused)
+
+        return self._run("plan_start", instance.name, deadline, work)
+
+    @hookimpl
+    def hv_start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
+        """Start."""
+        return self._run(
+            "start_instance", instance.name, deadline, lambda call: lifecycle.start(call, instance, paused)
+        )
+
+    @hookimpl
+    def hv_stop_instance(
+        self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
+    ) -> Transition:
+        """Stop."""
+        return self._run(
+            "stop_instance",
+            name,
+            deadline,
+            lambda call: lifecycle.stop(call, name, force, grace, retry, escalate),
+        )
+
+    @hookimpl
+    def hv_reboot_instance(
+        self, name: str, instance: Instance | None, mode: str, grace: float, deadline: Deadline
+    ) -> Transition:
+        """Restart."""
+        return self._run(
+            "reboot_instance", name, deadline, lambda call: lifecycle.reboot(call, name, instance, mode, grace)
+        )
+
+    @hookimpl
+    def hv_pause_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Stop the virtual CPUs."""
+        return self._run("pause_instance", name, deadline, lambda call: lifecycle.control(call, name, "pause"))
+
+    @hookimpl
+    def hv_resume_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Let the virtual CPUs run."""
+        return self._run("resume_instance", name, deadline, lambda call: lifecycle.control(call, name, "resume"))
+
+    @hookimpl
+    def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Forget."""
+        return self._run("cleanup_instance", name, deadline, lambda call: lifecycle.cleanup(call, name))
+
+    @hookimpl
+    def hv_recover(self, name: str, deadline: Deadline) -> Recovery:
+        """Put in order what was left half done."""
+        return self._run("recover", name, deadline, lambda call: recover(call, name))
+
+    @hookimpl
+    def hv_list_instances(self, deadline: Deadline) -> InstanceListing:
+        """List."""
+        return self._run("list_instances", None, deadline, lambda call: queries.list_instances(call.world))
+
+    @hookimpl
+    def hv_get_instance_info(self, name: str, deadline: Deadline) -> InstanceInfo:
+        """Look at one instance."""
+        return self._run("get_instance_info", name, deadline, lambda call: queries.instance_info(call.world, name))
+
+    @hookimpl
+    def hv_get_all_instances_info(self, deadline: Deadline) -> InstanceInfos:
+        """Look at all instances."""
+        return self._run("get_all_instances_info", None, deadline, lambda call: queries.instance_infos(call.world))
+
+    @hookimpl
+    def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
+        """Compare the record of an instance with reality."""
+        return self._run("verify_instance", name, deadline, lambda call: queries.verify_instance(call.world, name))
+
+    @hookimpl
+    def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
+        """Describe a console."""
+        return self._run("get_instance_console", name, deadline, lambda call: queries.console(call.world, name, kind))
+
+    @hookimpl
+    def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:
+        """Facts about the host."""
+        return self._run("get_node_info", None, deadline, lambda call: queries.node_info(call.world, __version__))
+
+    @hookimpl
+    def hv_verify(self, deadline: Deadline) -> FindingSet:
+        """Find what is wrong on the host."""
+        return self._run("verify", None, deadline, lambda call: queries.verify_host(call.world))
+
+    @hookimpl
+    def hv_powercycle_node(self, deadline: Deadline) -> PowercycleResult:
+        """Note that the host was to be restarted."""
+
+        def work(call: Call) -> PowercycleResult:
+            if not self._settings.allow_powercycle:
+                raise PolicyDenied("the settings do not allow it", hint="set allow_powercycle = true")
+            if not call.omits("powercycle", "before"):
+                call.world.note_powercycle()
+                call.omits("powercycle", "after")
+            return PowercycleResult(method=PowercycleMethod.SYSRQ)
+
+        return self._run("powercycle_node", None, deadline, work)
+
+    @hookimpl
+    def hv_get_ancillary_files(self) -> AncillaryFiles:
+        """List no files: nothing outside its own directories is needed."""
+        return self._run("get_ancillary_files", None, None, lambda _: AncillaryFiles())
+
+    @hookimpl
+    def hv_events(self, cursor: str | None, deadline: Deadline) -> EventBatch:
+        """Read events."""
+        return self._run("events", None, deadline, lambda call: queries.read_events(call.world, cursor, deadline))
+
+    def _host_findings(self, instance: Instance) -> FindingSet:
+        return FindingSet([*check_disks(instance), *check_use(self._world, instance)])
+
+    def _run(self, operation: str, instance: str | None, deadline: Deadline | None, work: Callable[[Call], T]) -> T:
+        call = Call(
+            operation=operation,
+            instance=instance,
+            deadline=deadline or Deadline.after(None),
+            faults=self._faults,
+            world=self._world,
+        )
+        call.omits(None, "before")
+        result = work(call)
+        call.omits(None, "after")
+        return result

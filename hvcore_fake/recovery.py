@@ -1,0 +1,147 @@
+"""Putting in order what a killed host application left half done, from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hvcore import (
+    FindingSet,
+    HypervisorError,
+    InvalidParameters,
+    RecoveredInstance,
+    Recovery,
+    unfinished,
+)
+from hvcore_fake.account import ENDINGS, account_keys, directory_key
+from hvcore_fake.disks import check_disks, check_use
+from hvcore_fake.life import at_once, finish, kept_definition, launch, put_in_order
+from hvcore_fake.transaction import JOURNALS, Call, journal_key
+from hvcore_fake.world import PROCESSES, World
+
+_DIRECTORIES = ("state/", PROCESSES, "data/")
+
+COMPLETED = "completed"
+UNDONE = "undone"
+FAILED = "failed"
+
+
+def recover(call: Call, name: str) -> Recovery:
+    """Put one instance in order; see the hook of the same name."""
+    world = call.world
+    if not world.store.exists(JOURNALS):
+        return Recovery()
+    with world.store.locked(call.deadline):
+        world.store.sweep(*_DIRECTORIES)
+        found = _settled(world, name)
+    return Recovery(instances=() if found is None else (found,))
+
+
+def settle(world: World, name: str) -> RecoveredInstance | None:
+    """Complete or undo what was left half done of an instance; ``None`` when nothing was.
+
+    The caller holds the world's lock, so that no journal found here belongs to an operation under way. What is done
+    can be done again: whoever is killed in it leaves the journal for the next.
+    """
+    key = journal_key(name)
+    if not world.store.exists(key):
+        return None
+    world.store.sweep(*_DIRECTORIES, directory_key(name), f"{ENDINGS}{name}/")
+    entries = unfinished(world.store.path(key))
+    operation = str(entries[0].get("begin", "")) if entries else ""
+    outcome, detail = UNDONE, "nothing had been done yet"
+    if operation in _SETTLERS:
+        steps = [entry for entry in entries if "step" in entry]
+        outcome, detail = _SETTLERS[operation](world, name, entries[0], steps)
+    world.store.remove(key)
+    return RecoveredInstance(name=name, operation=operation or "unknown", outcome=outcome, detail=detail)
+
+
+def _settled(world: World, name: str) -> RecoveredInstance | None:
+    try:
+        return settle(world, name)
+    except HypervisorError as error:
+        return RecoveredInstance(name=name, operation="unknown", outcome=FAILED, detail=error.message)
+
+
+Steps = Sequence[Mapping[str, Any]]
+
+
+def _settle_start(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del name, begin
+    if _committed(steps):
+        return COMPLETED, "it had been started"
+    _put_back(world, steps)
+    return UNDONE, "what had been started was taken away"
+
+
+def _settle_stop(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del begin, steps
+    alive = world.process(name) is not None
+    put_in_order(world, name)
+    if alive:
+        return UNDONE, "it runs on"
+    return COMPLETED, "what it had held was released"
+
+
+def _settle_control(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del name, begin
+    before: Mapping[str, Any] = steps[0]["images"] if steps else {}
+    if world.store.images(before) != before:
+        return COMPLETED, "it had been done"
+    return UNDONE, "it had not been done"
+
+
+def _settle_cleanup(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del begin, steps
+    world.store.remove(*account_keys(name))
+    return COMPLETED, "everything kept about it was removed"
+
+
+def _settle_reboot(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    if any(step["step"] == "reset" for step in steps):
+        return _settle_control(world, name, begin, steps)
+    if _committed(steps):
+        return COMPLETED, "it had been started again"
+    process = world.process(name)
+    if process is not None and process.pid == begin.get("process"):
+        put_in_order(world, name)
+        _put_back(world, steps)
+        return UNDONE, "it runs on"
+    # Its guest is gone and cannot be brought back: the only way is forward.
+    _put_back(world, [step for step in steps if step["step"] in _LAUNCH])
+    return _start_again(world, name)
+
+
+def _start_again(world: World, name: str) -> tuple[str, str]:
+    definition = kept_definition(world, name)
+    if definition is None:
+        finish(world, name)
+        return FAILED, "what it was to be started with is not known; it is stopped"
+    findings = FindingSet([*check_disks(definition), *check_use(world, definition)])
+    if not findings.ok:
+        finish(world, name)
+        return FAILED, f"it is stopped: {InvalidParameters('this host cannot run the definition', findings)}"
+    launch(world, at_once, definition, False)
+    return COMPLETED, "it was started again"
+
+
+def _put_back(world: World, steps: Steps) -> None:
+    for step in reversed(steps):
+        world.store.restore(step["images"])
+
+
+def _committed(steps: Steps) -> bool:
+    return any(step["step"] == "commit" for step in steps)
+
+
+_LAUNCH = ("directory", "process", "record", "resume")
+
+_SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str, str]]] = {
+    "start_instance": _settle_start,
+    "stop_instance": _settle_stop,
+    "reboot_instance": _settle_reboot,
+    "pause_instance": _settle_control,
+    "resume_instance": _settle_control,
+    "cleanup_instance": _settle_cleanup,
+}

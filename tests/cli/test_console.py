@@ -1,0 +1,173 @@
+"""``hv console`` through a real terminal and through pipes, on a running firmware guest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.qemu
+
+SOON = 60.0
+
+Hv = Callable[..., Any]
+
+
+class _Terminal:
+    """``hv`` on a terminal of its own; this side types and reads."""
+
+    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
+        self._master, self._slave = os.openpty()
+        self.before = termios.tcgetattr(self._slave)
+        self.text = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hvcore.cli", *arguments],
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env={**environment, "TERM": "xterm"},
+        )
+        self._pidfd = os.pidfd_open(self.process.pid)
+
+    def until(self, marker: bytes) -> None:
+        """Read up to a marker."""
+        end = time.monotonic() + SOON
+        while marker not in self.text:
+            ready, _, _ = select.select([self._master, self._pidfd], [], [], end - time.monotonic())
+            assert self._master in ready, self.text
+            self.text += os.read(self._master, 65536)
+        self.text = self.text.partition(marker)[2]
+
+    def type(self, keys: bytes) -> None:
+        """Type keys."""
+        os.write(self._master, keys)
+
+    def settings(self) -> list[Any]:
+        """How the terminal is set now."""
+        return termios.tcgetattr(self._slave)
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._pidfd)
+        os.close(self._slave)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str], instance_file: Path) -> Iterator[Callable[..., _Terminal]]:
+    """A function that runs ``hv`` on a terminal."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*arguments: object) -> _Terminal:
+            made = _Terminal(environment, *map(str, arguments))
+            stack.callback(made.close)
+            return made
+
+        yield run
+
+
+def test_a_person_talks_to_a_guest_and_leaves(hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path) -> None:
+    """Keys go through one by one; Ctrl-] leaves, the guest runs on and the terminal is as it was."""
+    hv("start", instance_file)
+    person = terminal("console", "web1")
+    person.until(b"Ctrl-]")
+    person.until(b"\n")
+    person.type(b"e")
+    person.until(b"ok\r\n")
+    assert person.settings() != person.before
+    person.type(b"\x1d")
+    person.until(b"web1 runs on")
+    assert person.process.wait(SOON) == 0
+    assert person.settings() == person.before
+    assert "state        running" in hv("info", "web1").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_puts_the_terminal_back(
+    hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path, number: signal.Signals
+) -> None:
+    """However it ends, the terminal is as it was, and the exit status names the signal."""
+    hv("start", instance_file)
+    person = terminal("console", instance_file)
+    person.until(b"Ctrl-]")
+    person.type(b"e")
+    person.until(b"ok\r\n")
+    person.process.send_signal(number)
+    assert person.process.wait(SOON) == 128 + number
+    assert person.settings() == person.before
+
+
+def test_the_first_byte_is_seen_and_the_end_is_explained(
+    terminal: Callable[..., _Terminal], instance_file: Path
+) -> None:
+    """With ``start --console`` nothing the guest says is missed, and its end is told with the reason."""
+    person = terminal("start", instance_file, "--console")
+    person.until(b"Ctrl-]")
+    person.until(b"HVCORE-GUEST ready firmware")
+    person.type(b"q")
+    person.until(b"web1 is shutdown-by-user")
+    assert person.process.wait(SOON) == 0
+    assert person.settings() == person.before
+
+
+def test_a_pipe_is_answered(hv: Hv, instance_file: Path, environment: dict[str, str]) -> None:
+    """Without a terminal, input is copied; standard output has only what the guest said."""
+    hv("start", instance_file)
+    command = [sys.executable, "-m", "hvcore.cli", "console", "web1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"e")
+        assert process.stdout.readline() == b"ok\r\n"
+        process.stdin.write(b"\x1d")
+        assert process.wait(SOON) == 0
+        assert process.stdout.read() == b""
+        assert b"web1 runs on" in process.stderr.read()
+
+
+def test_a_pipe_that_switches_the_guest_off_ends_with_it(instance_file: Path, environment: dict[str, str]) -> None:
+    """The end of the input is not the end; the end of the guest is."""
+    command = [sys.executable, "-m", "hvcore.cli", "start", str(instance_file), "--console"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Before this line, the guest's serial port may drop what is typed.
+        assert process.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        process.stdin.write(b"eq")
+        process.stdin.close()
+        assert process.stdout.read() == b"ok\r\n"
+        assert b"the guest powered itself off" in process.stderr.read()
+        assert process.wait(SOON) == 0
+
+
+def test_a_console_of_an_unknown_type_is_invalid(hv: Hv, instance_file: Path) -> None:
+    """A console type that the instance does not offer is invalid input."""
+    hv("start", instance_file, "--paused")
+    assert hv("console", "web1", "--type", "telepathy").returncode == 2
+
+
+def test_a_start_without_a_console_leaves_nothing(hv: Hv, instance_file: Path, state_files: Any) -> None:
+    """What was started to be watched, and cannot be, is stopped again."""
+    text = instance_file.read_text(encoding="utf-8")
+    instance_file.write_text(f"consoles = []\n{text}", encoding="utf-8")
+    started = hv("start", instance_file, "--console")
+    assert started.returncode == 2
+    assert hv("list", "--json").stdout == '{\n  "instances": []\n}\n'
+    assert state_files() == []

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pluggy
 
@@ -19,27 +19,27 @@ from hvcore.extension_fault import extension_fault
 from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import instance_lock, sweep_locks
-from hvcore.model.console import Console, PasswordResult, Screenshot
-from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
-from hvcore.model.events import EventBatch
-from hvcore.model.host import AncillaryFiles, NodeInfo, PowercycleResult
 from hvcore.model.instance import Instance, with_identities
-from hvcore.model.migration import (
-    MigrationCompatibility,
-    MigrationInfo,
-    MigrationPolicy,
-    MigrationStatus,
-    MigrationTarget,
-    SavedInstance,
-)
 from hvcore.model.names import check_instance_name
-from hvcore.model.plan import Plan
-from hvcore.model.recovery import RecoveredInstance, Recovery
-from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
 from hvcore.operation import OperationCall
 from hvcore.params.declare import ParameterTable
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from hvcore.model.console import Console, PasswordResult, Screenshot
+    from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
+    from hvcore.model.events import EventBatch
+    from hvcore.model.host import AncillaryFiles, NodeInfo, PowercycleResult
+    from hvcore.model.migration import (
+        MigrationCompatibility,
+        MigrationInfo,
+        MigrationPolicy,
+        MigrationStatus,
+        MigrationTarget,
+        SavedInstance,
+    )
+    from hvcore.model.plan import Plan
+    from hvcore.model.recovery import Recovery
+    from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
 
 FORCE_RESERVE = 15.0
 """Seconds a graceful stop has on top of its timeout, to go on with force and to clean up."""
@@ -115,19 +115,19 @@ class Driver:
 
     def describe_driver(self) -> DriverDescription:
         """Who the driver is and what it can do on this host now."""
-        return self._call("describe_driver", DriverDescription)
+        return self._call("describe_driver")
 
     def parameters(self) -> ParameterTable:
         """Every parameter of the driver and its family plugins."""
         if self._table is None:
-            self._table = self._call("parameters", ParameterTable)
+            self._table = self._call("parameters")
         return self._table
 
     def check_parameter_syntax(self, instance: DefinitionLike) -> FindingSet:
         """Find everything wrong with a definition that can be known without looking at a host."""
         definition, findings = read_definition(instance)
         reported = {finding.path for finding in findings}
-        found = self._call("check_parameter_syntax", FindingSet, definition.name, instance=self._known(definition))
+        found = self._call("check_parameter_syntax", definition.name, instance=self._known(definition))
         # What the model has reported is not reported again by a driver that saw an empty value in its place.
         fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
         return FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
@@ -140,7 +140,6 @@ class Driver:
         definition = self._definition(instance)
         return findings + self._call(
             "validate_parameters",
-            FindingSet,
             definition.name,
             timeout=timeout,
             instance=definition,
@@ -156,7 +155,6 @@ class Driver:
         definition = self._checked(instance)
         return self._call(
             "assess_parameters",
-            FindingSet,
             definition.name,
             timeout=timeout,
             instance=definition,
@@ -170,7 +168,6 @@ class Driver:
         definition = self._checked(instance)
         return self._call(
             "plan_start",
-            Plan,
             definition.name,
             timeout=timeout,
             instance=definition,
@@ -198,7 +195,6 @@ class Driver:
             self._require(Capability.START_PAUSED, "start_instance", definition.name)
         return self._call(
             "start_instance",
-            Transition,
             definition.name,
             timeout=timeout,
             instance=definition,
@@ -233,7 +229,6 @@ class Driver:
         given = OPERATION["stop_instance"].default_timeout if timeout is None else timeout
         return self._call(
             "stop_instance",
-            Transition,
             name,
             timeout=given + FORCE_RESERVE,
             name=name,
@@ -267,7 +262,6 @@ class Driver:
         given = OPERATION["reboot_instance"].default_timeout if timeout is None else timeout
         return self._call(
             "reboot_instance",
-            Transition,
             name,
             timeout=given + FORCE_RESERVE,
             name=name,
@@ -279,37 +273,39 @@ class Driver:
 
     def pause_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
         """Stop the guest's virtual CPUs; a paused instance stays as it is."""
-        return self._named("pause_instance", Transition, instance, timeout)
+        return self._named("pause_instance", instance, timeout)
 
     def resume_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
         """Let the guest's virtual CPUs run; a running instance stays as it is."""
-        return self._named("resume_instance", Transition, instance, timeout)
+        return self._named("resume_instance", instance, timeout)
 
     def save_instance(self, instance: Instance | str, path: str, *, timeout: float | None = None) -> SavedInstance:
         """Save memory and devices of a running instance to a new file and stop it."""
-        return self._named("save_instance", SavedInstance, instance, timeout, path=path)
+        return self._named("save_instance", instance, timeout, path=path)
 
     def restore_instance(self, path: str, *, paused: bool = False, timeout: float | None = None) -> Transition:
         """Start an instance from a file that `save_instance` wrote."""
-        return self._call("restore_instance", Transition, timeout=timeout, path=path, paused=paused, deadline=...)
+        return self._call("restore_instance", timeout=timeout, path=path, paused=paused, deadline=...)
 
     def cleanup_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
         """Forget an instance that is not alive."""
-        return self._named("cleanup_instance", Transition, instance, timeout)
+        return self._named("cleanup_instance", instance, timeout)
 
     def recover(self, instance: Instance | str | None = None, *, timeout: float | None = None) -> Recovery:
         """Complete or undo whatever a killed host application left half done, for one instance or all.
 
         For all, one that cannot be put in order is reported in the result and does not keep the others waiting.
         """
+        from hvcore.model.recovery import RecoveredInstance, Recovery
+
         if instance is not None:
-            return self._named("recover", Recovery, instance, timeout)
+            return self._named("recover", instance, timeout)
         self._require(Capability.RECOVER, "recover", None)
         deadline = Deadline.after(OPERATION["recover"].default_timeout if timeout is None else timeout)
         found: list[RecoveredInstance] = []
         for row in self.list_instances().instances:
             try:
-                found += self._named("recover", Recovery, row.name, deadline.remaining()).instances
+                found += self._named("recover", row.name, deadline.remaining()).instances
             except HypervisorError as error:
                 failed = RecoveredInstance(name=row.name, operation="unknown", outcome="failed", detail=error.message)
                 found.append(failed)
@@ -320,65 +316,65 @@ class Driver:
 
     def list_instances(self, *, timeout: float | None = None) -> InstanceListing:
         """List the instances that hold something on this host."""
-        return self._call("list_instances", InstanceListing, timeout=timeout, deadline=...)
+        return self._call("list_instances", timeout=timeout, deadline=...)
 
     def get_instance_info(self, instance: Instance | str, *, timeout: float | None = None) -> InstanceInfo:
         """Say what an instance is doing, or why it ended."""
-        return self._named("get_instance_info", InstanceInfo, instance, timeout)
+        return self._named("get_instance_info", instance, timeout)
 
     def get_all_instances_info(self, *, timeout: float | None = None) -> InstanceInfos:
         """Say what every listed instance is doing."""
-        return self._call("get_all_instances_info", InstanceInfos, timeout=timeout, deadline=...)
+        return self._call("get_all_instances_info", timeout=timeout, deadline=...)
 
     def get_instance_stats(self, instance: Instance | str, *, timeout: float | None = None) -> InstanceStats:
         """Counters of one instance."""
-        return self._named("get_instance_stats", InstanceStats, instance, timeout)
+        return self._named("get_instance_stats", instance, timeout)
 
     def verify_instance(self, instance: Instance | str, *, timeout: float | None = None) -> FindingSet:
         """Find where the record of an instance and reality have drifted apart."""
-        return self._named("verify_instance", FindingSet, instance, timeout)
+        return self._named("verify_instance", instance, timeout)
 
     # Devices
 
     def hotplug_supported(self, instance: Instance | str, *, timeout: float | None = None) -> HotplugSupport:
         """Say whether devices of an instance can be changed while it runs."""
-        return self._named("hotplug_supported", HotplugSupport, instance, timeout)
+        return self._named("hotplug_supported", instance, timeout)
 
     def verify_hotplug_support(
         self, instance: Instance | str, action: Action, device: Device, *, timeout: float | None = None
     ) -> HotplugSupport:
         """Say whether one device can be changed now."""
-        return self._named("verify_hotplug_support", HotplugSupport, instance, timeout, action=action, device=device)
+        return self._named("verify_hotplug_support", instance, timeout, action=action, device=device)
 
     def hot_add_device(
         self, instance: Instance | str, device: Device, *, timeout: float | None = None
     ) -> HotplugResult:
         """Add a disk or NIC to a running instance."""
-        return self._named("hot_add_device", HotplugResult, instance, timeout, device=device)
+        return self._named("hot_add_device", instance, timeout, device=device)
 
     def hot_del_device(
         self, instance: Instance | str, device: str, *, force: bool = False, timeout: float | None = None
     ) -> HotplugResult:
         """Remove the device with this uuid from a running instance."""
-        return self._named("hot_del_device", HotplugResult, instance, timeout, device=device, force=force)
+        return self._named("hot_del_device", instance, timeout, device=device, force=force)
 
     def hot_mod_device(
         self, instance: Instance | str, device: Device, *, timeout: float | None = None
     ) -> HotplugResult:
         """Change a device of a running instance to a new description with the same uuid."""
-        return self._named("hot_mod_device", HotplugResult, instance, timeout, device=device)
+        return self._named("hot_mod_device", instance, timeout, device=device)
 
     def resize_disk(
         self, instance: Instance | str, device: str, size: int, *, timeout: float | None = None
     ) -> ResizeResult:
         """Grow the disk with this uuid to ``size`` bytes."""
-        return self._named("resize_disk", ResizeResult, instance, timeout, device=device, size=size)
+        return self._named("resize_disk", instance, timeout, device=device, size=size)
 
     def balloon_instance_memory(
         self, instance: Instance | str, memory: int, *, timeout: float | None = None
     ) -> BalloonResult:
         """Ask the guest to live with ``memory`` bytes, and wait for it."""
-        return self._named("balloon_instance_memory", BalloonResult, instance, timeout, memory=memory)
+        return self._named("balloon_instance_memory", instance, timeout, memory=memory)
 
     # Consoles
 
@@ -386,7 +382,7 @@ class Driver:
         self, instance: Instance | str, kind: str | None = None, *, timeout: float | None = None
     ) -> Console:
         """Say how to attach to a console; the first one when no type is given."""
-        return self._named("get_instance_console", Console, instance, timeout, kind=kind)
+        return self._named("get_instance_console", instance, timeout, kind=kind)
 
     def set_console_password(
         self,
@@ -400,7 +396,6 @@ class Driver:
         """Set a console's password; an empty one locks it. ``expires`` is in seconds from now."""
         return self._named(
             "set_console_password",
-            PasswordResult,
             instance,
             timeout,
             kind=kind,
@@ -410,17 +405,17 @@ class Driver:
 
     def screenshot(self, instance: Instance | str, *, timeout: float | None = None) -> Screenshot:
         """Take a picture of the display of a running instance."""
-        return self._named("screenshot", Screenshot, instance, timeout)
+        return self._named("screenshot", instance, timeout)
 
     # Migration
 
     def versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:
         """Say whether an instance can move between two versions of the hypervisor."""
-        return self._call("versions_safe_for_migration", MigrationCompatibility, source=source, destination=destination)
+        return self._call("versions_safe_for_migration", source=source, destination=destination)
 
     def migration_info(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationInfo:
         """Collect what the destination needs to know about a running instance."""
-        return self._named("migration_info", MigrationInfo, instance, timeout)
+        return self._named("migration_info", instance, timeout)
 
     def accept_instance(
         self, info: MigrationInfo, address: str, policy: MigrationPolicy, *, timeout: float | None = None
@@ -428,7 +423,6 @@ class Driver:
         """Prepare this host to receive an instance."""
         return self._call(
             "accept_instance",
-            MigrationTarget,
             _name(info.instance),
             timeout=timeout,
             info=info,
@@ -446,27 +440,26 @@ class Driver:
         timeout: float | None = None,
     ) -> MigrationStatus:
         """Begin to send a running instance."""
-        return self._named("migrate_instance", MigrationStatus, instance, timeout, target=target, policy=policy)
+        return self._named("migrate_instance", instance, timeout, target=target, policy=policy)
 
     def get_migration_status(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
         """Say how a migration goes."""
-        return self._named("get_migration_status", MigrationStatus, instance, timeout)
+        return self._named("get_migration_status", instance, timeout)
 
     def cancel_migration(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
         """Cancel a migration; the source runs on."""
-        return self._named("cancel_migration", MigrationStatus, instance, timeout)
+        return self._named("cancel_migration", instance, timeout)
 
     def finalize_migration_source(
         self, instance: Instance | str, success: bool, *, timeout: float | None = None
     ) -> Transition:
         """Finish a migration on the source."""
-        return self._named("finalize_migration_source", Transition, instance, timeout, success=success)
+        return self._named("finalize_migration_source", instance, timeout, success=success)
 
     def finalize_migration_dst(self, info: MigrationInfo, success: bool, *, timeout: float | None = None) -> Transition:
         """Finish a migration on the destination."""
         return self._call(
             "finalize_migration_dst",
-            Transition,
             _name(info.instance),
             timeout=timeout,
             info=info,
@@ -478,47 +471,45 @@ class Driver:
 
     def get_node_info(self, *, timeout: float | None = None) -> NodeInfo:
         """Facts about this host."""
-        return self._call("get_node_info", NodeInfo, timeout=timeout, deadline=...)
+        return self._call("get_node_info", timeout=timeout, deadline=...)
 
     def verify(self, *, timeout: float | None = None) -> FindingSet:
         """Find everything on this host that keeps the driver from working well."""
-        return self._call("verify", FindingSet, timeout=timeout, deadline=...)
+        return self._call("verify", timeout=timeout, deadline=...)
 
     def powercycle_node(self, *, timeout: float | None = None) -> PowercycleResult:
         """Restart this host at once."""
-        return self._call("powercycle_node", PowercycleResult, timeout=timeout, deadline=...)
+        return self._call("powercycle_node", timeout=timeout, deadline=...)
 
     def get_ancillary_files(self) -> AncillaryFiles:
         """List files that must be the same on all hosts."""
-        return self._call("get_ancillary_files", AncillaryFiles)
+        return self._call("get_ancillary_files")
 
     def events(self, cursor: str | None = None, *, timeout: float = 0.0) -> EventBatch:
         """Read events after a cursor; wait up to ``timeout`` seconds for the first."""
-        return self._call("events", EventBatch, timeout=timeout, cursor=cursor, deadline=...)
+        return self._call("events", timeout=timeout, cursor=cursor, deadline=...)
 
     # The one way through
 
     def _named(
         self,
         operation: str,
-        result: type[T],
         instance: Instance | str,
         timeout: float | None,
         **arguments: Any,
-    ) -> T:
+    ) -> Any:
         name = _name(instance)
-        return self._call(operation, result, name, timeout=timeout, name=name, deadline=..., **arguments)
+        return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
 
     def _call(
         self,
         operation_name: str,
-        result: type[T],
         instance_name: str | None = None,
         /,
         *,
         timeout: float | None = None,
         **arguments: Any,
-    ) -> T:
+    ) -> Any:
         operation = OPERATION[operation_name]
         try:
             if self._manager is None:
@@ -536,7 +527,7 @@ class Driver:
                 deadline=deadline,
             )
             with self._lock(operation_name, instance_name, deadline) if operation.mutating else _NOTHING:
-                return cast("T", self._manager.hook.hv_operation(call=call))
+                return self._manager.hook.hv_operation(call=call)
         except HypervisorError as error:
             raise self._stamp(error, operation_name, instance_name) from error.__cause__
         except Exception as error:

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
-import psutil
 
 from hvcore import (
     Cause,
     Deadline,
     Directories,
     InstanceInfo,
-    InstanceName,
     InstanceNotFound,
     InstanceState,
     RecordError,
@@ -23,7 +21,7 @@ from hvcore import (
     unfinished,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory, instance_names
+from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory
 from hvcore_kvm.events import QemuEvent, ending, last, read_events
 from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
@@ -137,21 +135,6 @@ def _written_end(directory: InstanceDirectory, running: ProcessRecord | None) ->
     if history is None or history.ended is None or (running is not None and running.started != history.started):
         return None
     return history
-
-
-def list_names(directories: Directories) -> tuple[InstanceName, ...]:
-    """All instances that hold something, and whether each lives; asks none of them anything."""
-    process.reap_children()
-    names = []
-    for name in instance_names(directories):
-        with InstanceDirectory(directories, name) as directory:
-            try:
-                running = directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
-            except RecordError:
-                running = None
-        alive = running is not None and process.is_alive(running.identity)
-        names.append(InstanceName(name=name, alive=alive, pid=running.identity.pid if running and alive else None))
-    return tuple(names)
 
 
 def get_info(directories: Directories, name: str, deadline: Deadline) -> InstanceInfo:
@@ -284,6 +267,8 @@ def _from_history(history: History) -> tuple[InstanceState, StateReason]:
 
 
 def _cpu_time(pid: int) -> float | None:
+    import psutil  # not needed for a listing, which should be quick
+
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:

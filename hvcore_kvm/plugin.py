@@ -1,63 +1,33 @@
-"""The KVM driver's hooks: a few lines each, delegating."""
+"""The KVM driver's hooks: a line each, delegating. What they do is imported when it is needed."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from typing import Any
-
-import attrs
+import functools
+from typing import TYPE_CHECKING, Any
 
 import hvcore_kvm.hookspecs
-from hvcore import (
-    AlreadyRunning,
-    AncillaryFiles,
-    Capability,
-    Claim,
-    ClaimLevel,
-    Console,
-    Deadline,
-    DriverContext,
-    DriverDescription,
-    Family,
-    Finding,
-    FindingSet,
-    HypervisorError,
-    Instance,
-    InstanceInfo,
-    InstanceInfos,
-    InstanceListing,
-    InstanceNotFound,
-    InstanceState,
-    InvalidParameters,
-    NodeInfo,
-    NotRunning,
-    ParameterTable,
-    Plan,
-    PolicyDenied,
-    PowercycleResult,
-    Recovery,
-    Severity,
-    Transition,
-    hookimpl,
-    powercycle,
-    read_node_info,
-)
-from hvcore_kvm import accelerator, definition, observation, placement, verification
-from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
-from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.families import EndpointContext, Families, InterfaceEvent, collect, unknown_member
-from hvcore_kvm.host_checks import check_host
-from hvcore_kvm.kvm_device import probe_kvm
-from hvcore_kvm.launch import Launch
-from hvcore_kvm.launch_plan import Decisions, LaunchPlan, device_uuids, plan_launch
-from hvcore_kvm.lifecycle import Control
-from hvcore_kvm.parameters import parameter_table
-from hvcore_kvm.release import release
-from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
+from hvcore import Capability, Claim, ClaimLevel, DriverContext, DriverDescription, Family, hookimpl
+from hvcore_kvm.families import Families, collect
 from hvcore_kvm.settings import read_settings
 
-_LOG = logging.getLogger("hvcore_kvm")
+if TYPE_CHECKING:
+    from hvcore import (
+        AncillaryFiles,
+        Console,
+        Deadline,
+        FindingSet,
+        Instance,
+        InstanceInfo,
+        InstanceInfos,
+        InstanceListing,
+        NodeInfo,
+        ParameterTable,
+        Plan,
+        PowercycleResult,
+        Recovery,
+        Transition,
+    )
+    from hvcore_kvm.operations import Operations
 
 _CLAIMS = (
     Claim(capability=Capability.PLAN),
@@ -98,7 +68,6 @@ class KvmDriver:
 
     def __init__(self, context: DriverContext) -> None:
         self._context = context
-        self._directories = context.directories
         self._settings = read_settings(context.settings)
         self._families = Families(nic_modes={}, security_models={}, console_types={})
         self._hook: Any = None
@@ -108,7 +77,11 @@ class KvmDriver:
         self._hook = hook
         self._families = collect(hook)
 
-    # Identity and parameters
+    @functools.cached_property
+    def _operations(self) -> Operations:
+        from hvcore_kvm.operations import Operations
+
+        return Operations(self._context, self._settings, self._families, self._hook)
 
     @hookimpl
     def hv_describe_driver(self) -> DriverDescription:
@@ -124,273 +97,112 @@ class KvmDriver:
     @hookimpl
     def hv_parameters(self) -> ParameterTable:
         """The driver's own and those of the families."""
+        from hvcore_kvm.parameters import parameter_table
+
         return parameter_table(self._families)
 
     @hookimpl
     def hv_check_parameter_syntax(self, instance: Instance) -> FindingSet:
         """Everything that needs no host."""
-        return FindingSet(definition.read(instance, self._families)[1])
+        return self._operations.check_parameter_syntax(instance)
 
     @hookimpl
     def hv_validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """Everything on this host."""
-        try:
-            self._decide(instance, deadline)
-        except InvalidParameters as error:
-            return error.findings
-        return FindingSet()
+        return self._operations.validate_parameters(instance, deadline)
 
     @hookimpl
     def hv_assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """What is legal but unwise."""
-        findings = []
-        parsed, _ = definition.read(instance, self._families)
-        if parsed.machine.accel == "tcg":
-            message = "guests are emulated, which is slow"
-            findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
-        capabilities = self._capabilities(parsed, deadline)
-        machine = capabilities.machine(parsed.machine.machine)
-        if machine is not None and machine.deprecated:
-            message = f"machine type {machine.name} is deprecated by QEMU"
-            findings.append(
-                Finding(code="deprecated", path="params.machine", message=message, severity=Severity.WARNING)
-            )
-        for disk in parsed.disks:
-            if disk.parameters.cache == "unsafe":
-                where = f"{disk.origin}.params.cache"
-                message = "writes are lost when the host crashes"
-                findings.append(Finding(code="unsafe", path=where, message=message, severity=Severity.WARNING))
-        return FindingSet(findings)
-
-    # Life cycle
+        return self._operations.assess_parameters(instance, deadline)
 
     @hookimpl
     def hv_plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
         """What a start would run."""
-        with self._directory(instance.name) as directory:
-            return self._plan(instance, directory, paused, deadline).public()
+        return self._operations.plan_start(instance, paused, deadline)
 
     @hookimpl
     def hv_start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
         """Start it."""
-        with self._directory(instance.name) as directory:
-            self._refuse_running(directory)
-            before = self._state(directory)
-            plan = self._plan(instance, directory, paused, deadline)
-            self._control(directory).clear_leftovers(deadline)
-            self._run(plan, directory, deadline)
-        after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
-        return Transition(name=instance.name, before=before, after=after, changed=True, detail="started")
+        return self._operations.start_instance(instance, paused, deadline)
 
     @hookimpl
     def hv_stop_instance(
         self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
     ) -> Transition:
         """Stop it."""
-        with self._directory(name) as directory:
-            return self._control(directory).stop(
-                force=force, grace=grace, retry=retry, escalate=escalate, deadline=deadline
-            )
+        return self._operations.stop_instance(name, force, grace, retry, escalate, deadline)
 
     @hookimpl
     def hv_reboot_instance(
         self, name: str, instance: Instance | None, mode: str, grace: float, deadline: Deadline
     ) -> Transition:
         """Restart it."""
-        with self._directory(name) as directory:
-            control = self._control(directory)
-            if mode == "reset":
-                return control.reset(deadline)
-            seen = control.require_alive()
-            new = instance or (seen.record.instance if seen.record else None)
-            if new is None:
-                raise NotRunning("there is no record to start it again from", hint="give its definition")
-            # Everything that can be wrong with the new start is found before the old life ends.
-            self._plan(new, directory, False, deadline)
-            stopped = control.stop(
-                force=mode == "hard", grace=grace, retry=False, escalate=False, deadline=deadline, reboot=new
-            )
-            try:
-                self._run(self._plan(new, directory, False, deadline), directory, deadline)
-            except HypervisorError:
-                # The start was undone; nothing is left but the definition to start again.
-                directory.remove_volatile()
-                raise
-        return Transition(
-            name=name,
-            before=stopped.before,
-            after=InstanceState.RUNNING,
-            changed=True,
-            detail=f"{stopped.detail}; started again",
-        )
+        return self._operations.reboot_instance(name, instance, mode, grace, deadline)
 
     @hookimpl
     def hv_pause_instance(self, name: str, deadline: Deadline) -> Transition:
         """Pause it."""
-        with self._directory(name) as directory:
-            return self._control(directory).pause(deadline)
+        return self._operations.pause_instance(name, deadline)
 
     @hookimpl
     def hv_resume_instance(self, name: str, deadline: Deadline) -> Transition:
         """Resume it."""
-        with self._directory(name) as directory:
-            return self._control(directory).resume(deadline)
+        return self._operations.resume_instance(name, deadline)
 
     @hookimpl
     def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
         """Forget it."""
-        with self._directory(name) as directory:
-            return self._control(directory).cleanup(deadline)
+        return self._operations.cleanup_instance(name, deadline)
 
     @hookimpl
     def hv_recover(self, name: str, deadline: Deadline) -> Recovery:
         """Put in order what was left half done."""
-        with self._directory(name) as directory:
-            found, start = self._control(directory).recover(deadline)
-            if start is not None:
-                self._run(self._plan(start, directory, False, deadline), directory, deadline)
-        return Recovery(instances=() if found is None else (found,))
-
-    # Queries
+        return self._operations.recover(name, deadline)
 
     @hookimpl
     def hv_list_instances(self, deadline: Deadline) -> InstanceListing:
         """All that hold something."""
-        return InstanceListing(instances=observation.list_names(self._directories))
+        from hvcore_kvm.listing import list_instances
+
+        return list_instances(self._context.directories)
 
     @hookimpl
     def hv_get_instance_info(self, name: str, deadline: Deadline) -> InstanceInfo:
         """One of them."""
-        return observation.get_info(self._directories, name, deadline.sooner(self._settings.query_timeout))
+        return self._operations.get_instance_info(name, deadline)
 
     @hookimpl
     def hv_get_all_instances_info(self, deadline: Deadline) -> InstanceInfos:
         """All of them, side by side."""
-        names = [row.name for row in observation.list_names(self._directories)]
-        patience = deadline.sooner(self._settings.query_timeout)
-        return InstanceInfos(instances=observation.get_infos(self._directories, names, patience))
+        return self._operations.get_all_instances_info(deadline)
 
     @hookimpl
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Where record and reality differ."""
-        with self._directory(name) as directory:
-            if not directory.exists:
-                raise InstanceNotFound("it holds nothing on this host", instance=name)
-            return FindingSet(verification.verify_running(directory, deadline))
-
-    # Console and host
+        return self._operations.verify_instance(name, deadline)
 
     @hookimpl
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
-        with self._directory(name) as directory:
-            seen = self._control(directory).require_alive()
-            if seen.record is None:
-                raise NotRunning("there is no record of its consoles", instance=name)
-            parsed, _ = definition.read(seen.record.instance, self._families)
-            offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
-            if not offered or (kind is not None and kind not in offered):
-                finding = unknown_member("console type", kind or "", offered, "kind")
-                raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=name)
-            console, parameters = offered[kind] if kind else next(iter(offered.values()))
-            context = EndpointContext(name=name, directory=directory.path, parameters=parameters)
-            return console.backend.endpoint(context)
+        return self._operations.get_instance_console(name, kind, deadline)
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:
         """Facts about this host."""
-        facts = [("kvm", probe_kvm().level.value)]
-        with contextlib.suppress(InvalidParameters):
-            found = capabilities_of(self._settings.qemu, self._directories.cache, deadline)
-            facts.insert(0, ("qemu", found.version_text))
-        return attrs.evolve(read_node_info(), hypervisor=tuple(facts))
+        return self._operations.get_node_info(deadline)
 
     @hookimpl
     def hv_verify(self, deadline: Deadline) -> FindingSet:
         """Whether this host can run instances well."""
-        return FindingSet(verification.verify_host(self._settings, self._directories, deadline))
+        return self._operations.verify(deadline)
 
     @hookimpl
     def hv_powercycle_node(self, deadline: Deadline) -> PowercycleResult:
         """Restart this host."""
-        if not self._settings.allow_powercycle:
-            raise PolicyDenied(
-                "powercycle_node is not allowed here", hint="set allow_powercycle in the driver's settings"
-            )
-        return powercycle()
+        return self._operations.powercycle_node(deadline)
 
     @hookimpl
     def hv_get_ancillary_files(self) -> AncillaryFiles:
         """None so far."""
-        return AncillaryFiles()
-
-    # Shared by the hooks
-
-    def _directory(self, name: str) -> InstanceDirectory:
-        return InstanceDirectory(self._directories, name)
-
-    def _control(self, directory: InstanceDirectory) -> Control:
-        return Control(directory, lambda seen: release(seen, self._families, self._announce))
-
-    def _announce(self, event: InterfaceEvent) -> None:
-        for implementation in self._hook.kvm_interface_changed.get_hookimpls():
-            try:
-                implementation.function(event)
-            except Exception:
-                # An observer only looks on; what it breaks is its own.
-                _LOG.exception("observer %s failed on %s", implementation.plugin_name, event.interface)
-
-    def _refuse_running(self, directory: InstanceDirectory) -> None:
-        seen = observation.observe(directory) if directory.exists else None
-        if seen is not None and seen.started and seen.process is not None:
-            raise AlreadyRunning(
-                f"it is running already, as process {seen.process.identity.pid}", hint="stop or reboot it"
-            )
-
-    def _state(self, directory: InstanceDirectory) -> InstanceState | None:
-        try:
-            return observation.get_info(self._directories, directory.name, Deadline.after(0)).state
-        except InstanceNotFound:
-            return None
-
-    def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
-        program = parsed.machine.qemu or self._settings.qemu
-        return capabilities_of(program, self._directories.cache, deadline)
-
-    def _decide(self, instance: Instance, deadline: Deadline) -> Decisions:
-        """Resolve everything a start depends on.
-
-        Raises:
-            InvalidParameters: everything on this host that stands against it.
-        """
-        parsed, findings = definition.read(instance, self._families)
-        if findings:
-            raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
-        capabilities = self._capabilities(parsed, deadline)
-        choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in)
-        images, problems = check_host(parsed, capabilities, choice, self._directories)
-        findings += problems
-        with self._directory(instance.name) as directory:
-            kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
-        machine = placement.resolve_machine(parsed.machine.machine, capabilities, kept)
-        places, problems = placement.place_devices(machine, device_uuids(parsed), kept)
-        findings += problems
-        if findings:
-            raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
-        return Decisions(
-            definition=parsed,
-            capabilities=capabilities,
-            machine=machine,
-            choice=choice,
-            images=images,
-            places=places,
-            placement=placement.placement(machine, places, kept),
-        )
-
-    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> None:
-        Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
-        # Of a reboot that is now complete.
-        directory.remove(REBOOT)
-
-    def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
-        return plan_launch(self._decide(instance, deadline), directory, paused=paused)
+        return self._operations.get_ancillary_files()

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import attrs
 
 from hvcore import Cause, Instance, InstanceState
+from hvcore_kvm.listing import PROCESS as PROCESS
 from hvcore_kvm.process import ProcessIdentity
 
 RECORD = "record.json"
-PROCESS = "process.json"
 STOP_REQUEST = "stop.json"
 REBOOT = "reboot.json"
 HISTORY = "history.json"

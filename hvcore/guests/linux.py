@@ -326,7 +326,13 @@ def _module_data(file: Path) -> bytes | None:
     if file.suffix == ".ko":
         return file.read_bytes()
     if file.suffix == ".xz":
-        return lzma.decompress(file.read_bytes())
+        try:
+            return lzma.decompress(file.read_bytes())
+        except lzma.LZMAError as error:
+            raise GuestBuildError(
+                f"the kernel module {file.name} of the package cannot be unpacked: {error}",
+                hint="remove the downloaded package and try again",
+            ) from error
     return None
 
 

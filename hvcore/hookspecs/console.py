@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.console import Console, PasswordResult, Screenshot
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.model.console import Console, PasswordResult, Screenshot
 
 
 @hookspec(firstresult=True)

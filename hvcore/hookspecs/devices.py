@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.devices import BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.model.devices import BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
 
 
 @hookspec(firstresult=True)

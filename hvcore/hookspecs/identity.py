@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from hvcore.capabilities import DriverDescription
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
+
+if TYPE_CHECKING:
+    from hvcore.capabilities import DriverDescription
 
 
 @hookspec(firstresult=True)

@@ -7,13 +7,17 @@ no errors and whose uuids and hardware addresses are all filled in.
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.instance import Instance
-from hvcore.model.migration import SavedInstance
-from hvcore.model.plan import Plan
-from hvcore.model.recovery import Recovery
-from hvcore.model.state import Transition
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.model.instance import Instance
+    from hvcore.model.migration import SavedInstance
+    from hvcore.model.plan import Plan
+    from hvcore.model.recovery import Recovery
+    from hvcore.model.state import Transition
 
 
 @hookspec(firstresult=True)

@@ -6,16 +6,20 @@ Order: `hv_migration_info` (source), `hv_accept_instance` (destination), `hv_mig
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.migration import (
-    MigrationCompatibility,
-    MigrationInfo,
-    MigrationPolicy,
-    MigrationStatus,
-    MigrationTarget,
-)
-from hvcore.model.state import Transition
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.model.migration import (
+        MigrationCompatibility,
+        MigrationInfo,
+        MigrationPolicy,
+        MigrationStatus,
+        MigrationTarget,
+    )
+    from hvcore.model.state import Transition
 
 
 @hookspec(firstresult=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
-from hvcore.findings import FindingSet
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.instance import Instance
-from hvcore.params.declare import ParameterTable
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.findings import FindingSet
+    from hvcore.model.instance import Instance
+    from hvcore.params.declare import ParameterTable
 
 
 @hookspec(firstresult=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from hvcore.deadline import Deadline
-from hvcore.findings import FindingSet
+from typing import TYPE_CHECKING
+
 from hvcore.hookspecs.markers import hookspec
-from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats
+
+if TYPE_CHECKING:
+    from hvcore.deadline import Deadline
+    from hvcore.findings import FindingSet
+    from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats
 
 
 @hookspec(firstresult=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import stat
 import threading
@@ -32,6 +33,12 @@ def module(depends: str) -> str:
     return f"\\000license=GPL\\000depends={depends}\\000"
 
 
+def compressed_module(depends: str) -> str:
+    """Return a printf format of the same as a release with compressed modules has it."""
+    data = lzma.compress(f"\0license=GPL\0depends={depends}\0".encode())
+    return "".join(f"\\{byte:03o}" for byte in data)
+
+
 # The packages of a release with two virtio modules that has its nvme driver built in.
 CACHE = "echo linux-image-cloud-amd64; echo '  Depends: linux-image-9.9-cloud-amd64'"
 APT = 'echo "$@" >>"$LOG"; case "$*" in *download*) : >busybox-static_1.deb; : >linux-image_9.9.deb;; esac'
@@ -41,7 +48,7 @@ case $2 in
 *) mkdir -p "$3/boot" "$3/usr/lib/modules/9.9/kernel"; echo kernel >"$3/boot/vmlinuz-9.9-cloud-amd64"
    cd "$3/usr/lib/modules/9.9"
    printf '{module("virtio-pci,virtio")}' >kernel/virtio_net.ko
-   printf '{module("virtio")}' | xz >kernel/virtio-pci.ko.xz
+   printf '{compressed_module("virtio")}' >kernel/virtio-pci.ko.xz
    printf '{module("")}' >kernel/virtio.ko
    echo kernel/drivers/nvme/host/nvme.ko >modules.builtin;;
 esac

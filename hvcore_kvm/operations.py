@@ -1,0 +1,313 @@
+"""What the hooks of the driver do. Imported when the first of them is called, so that loading a driver stays quick."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import attrs
+
+from hvcore import (
+    AlreadyRunning,
+    AncillaryFiles,
+    Console,
+    Deadline,
+    DriverContext,
+    Finding,
+    FindingSet,
+    HypervisorError,
+    Instance,
+    InstanceInfo,
+    InstanceInfos,
+    InstanceNotFound,
+    InstanceState,
+    InvalidParameters,
+    NodeInfo,
+    NotRunning,
+    Plan,
+    PolicyDenied,
+    PowercycleResult,
+    Recovery,
+    Severity,
+    Transition,
+    powercycle,
+    read_node_info,
+)
+from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
+from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
+from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.families import EndpointContext, Families, InterfaceEvent, unknown_member
+from hvcore_kvm.host_checks import check_host
+from hvcore_kvm.kvm_device import probe_kvm
+from hvcore_kvm.launch import Launch
+from hvcore_kvm.launch_plan import Decisions, LaunchPlan, device_uuids, plan_launch
+from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.release import release
+from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
+from hvcore_kvm.settings import KvmSettings
+
+_LOG = logging.getLogger("hvcore_kvm")
+
+
+class Operations:
+    """The operations of one loaded driver.
+
+    Args:
+        context: name, directories and host.
+        settings: the host application's settings, checked.
+        families: the family plugins.
+        hook: the hook relay, for observers.
+    """
+
+    def __init__(self, context: DriverContext, settings: KvmSettings, families: Families, hook: Any) -> None:
+        self._context = context
+        self._directories = context.directories
+        self._settings = settings
+        self._families = families
+        self._hook = hook
+
+    def check_parameter_syntax(self, instance: Instance) -> FindingSet:
+        """Everything that needs no host."""
+        return FindingSet(definition.read(instance, self._families)[1])
+
+    def validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """Everything on this host."""
+        try:
+            self._decide(instance, deadline)
+        except InvalidParameters as error:
+            return error.findings
+        return FindingSet()
+
+    def assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
+        """What is legal but unwise."""
+        findings = []
+        parsed, _ = definition.read(instance, self._families)
+        if parsed.machine.accel == "tcg":
+            message = "guests are emulated, which is slow"
+            findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
+        capabilities = self._capabilities(parsed, deadline)
+        machine = capabilities.machine(parsed.machine.machine)
+        if machine is not None and machine.deprecated:
+            message = f"machine type {machine.name} is deprecated by QEMU"
+            findings.append(
+                Finding(code="deprecated", path="params.machine", message=message, severity=Severity.WARNING)
+            )
+        for disk in parsed.disks:
+            if disk.parameters.cache == "unsafe":
+                where = f"{disk.origin}.params.cache"
+                message = "writes are lost when the host crashes"
+                findings.append(Finding(code="unsafe", path=where, message=message, severity=Severity.WARNING))
+        return FindingSet(findings)
+
+    # Life cycle
+
+    def plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
+        """What a start would run."""
+        with self._directory(instance.name) as directory:
+            return self._plan(instance, directory, paused, deadline).public()
+
+    def start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
+        """Start it."""
+        with self._directory(instance.name) as directory:
+            self._refuse_running(directory)
+            before = self._state(directory)
+            plan = self._plan(instance, directory, paused, deadline)
+            self._control(directory).clear_leftovers(deadline)
+            self._run(plan, directory, deadline)
+        after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
+        return Transition(name=instance.name, before=before, after=after, changed=True, detail="started")
+
+    def stop_instance(
+        self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
+    ) -> Transition:
+        """Stop it."""
+        with self._directory(name) as directory:
+            return self._control(directory).stop(
+                force=force, grace=grace, retry=retry, escalate=escalate, deadline=deadline
+            )
+
+    def reboot_instance(
+        self, name: str, instance: Instance | None, mode: str, grace: float, deadline: Deadline
+    ) -> Transition:
+        """Restart it."""
+        with self._directory(name) as directory:
+            control = self._control(directory)
+            if mode == "reset":
+                return control.reset(deadline)
+            seen = control.require_alive()
+            new = instance or (seen.record.instance if seen.record else None)
+            if new is None:
+                raise NotRunning("there is no record to start it again from", hint="give its definition")
+            # Everything that can be wrong with the new start is found before the old life ends.
+            self._plan(new, directory, False, deadline)
+            stopped = control.stop(
+                force=mode == "hard", grace=grace, retry=False, escalate=False, deadline=deadline, reboot=new
+            )
+            try:
+                self._run(self._plan(new, directory, False, deadline), directory, deadline)
+            except HypervisorError:
+                # The start was undone; nothing is left but the definition to start again.
+                directory.remove_volatile()
+                raise
+        return Transition(
+            name=name,
+            before=stopped.before,
+            after=InstanceState.RUNNING,
+            changed=True,
+            detail=f"{stopped.detail}; started again",
+        )
+
+    def pause_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Pause it."""
+        with self._directory(name) as directory:
+            return self._control(directory).pause(deadline)
+
+    def resume_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Resume it."""
+        with self._directory(name) as directory:
+            return self._control(directory).resume(deadline)
+
+    def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
+        """Forget it."""
+        with self._directory(name) as directory:
+            return self._control(directory).cleanup(deadline)
+
+    def recover(self, name: str, deadline: Deadline) -> Recovery:
+        """Put in order what was left half done."""
+        with self._directory(name) as directory:
+            found, start = self._control(directory).recover(deadline)
+            if start is not None:
+                self._run(self._plan(start, directory, False, deadline), directory, deadline)
+        return Recovery(instances=() if found is None else (found,))
+
+    # Queries
+
+    def get_instance_info(self, name: str, deadline: Deadline) -> InstanceInfo:
+        """One of them."""
+        return observation.get_info(self._directories, name, deadline.sooner(self._settings.query_timeout))
+
+    def get_all_instances_info(self, deadline: Deadline) -> InstanceInfos:
+        """All of them, side by side."""
+        names = [row.name for row in listing.list_instances(self._directories).instances]
+        patience = deadline.sooner(self._settings.query_timeout)
+        return InstanceInfos(instances=observation.get_infos(self._directories, names, patience))
+
+    def verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
+        """Where record and reality differ."""
+        with self._directory(name) as directory:
+            if not directory.exists:
+                raise InstanceNotFound("it holds nothing on this host", instance=name)
+            return FindingSet(verification.verify_running(directory, deadline))
+
+    # Console and host
+
+    def get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
+        """How to attach."""
+        with self._directory(name) as directory:
+            seen = self._control(directory).require_alive()
+            if seen.record is None:
+                raise NotRunning("there is no record of its consoles", instance=name)
+            parsed, _ = definition.read(seen.record.instance, self._families)
+            offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
+            if not offered or (kind is not None and kind not in offered):
+                finding = unknown_member("console type", kind or "", offered, "kind")
+                raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=name)
+            console, parameters = offered[kind] if kind else next(iter(offered.values()))
+            context = EndpointContext(name=name, directory=directory.path, parameters=parameters)
+            return console.backend.endpoint(context)
+
+    def get_node_info(self, deadline: Deadline) -> NodeInfo:
+        """Facts about this host."""
+        facts = [("kvm", probe_kvm().level.value)]
+        with contextlib.suppress(InvalidParameters):
+            found = capabilities_of(self._settings.qemu, self._directories.cache, deadline)
+            facts.insert(0, ("qemu", found.version_text))
+        return attrs.evolve(read_node_info(), hypervisor=tuple(facts))
+
+    def verify(self, deadline: Deadline) -> FindingSet:
+        """Whether this host can run instances well."""
+        return FindingSet(verification.verify_host(self._settings, self._directories, deadline))
+
+    def powercycle_node(self, deadline: Deadline) -> PowercycleResult:
+        """Restart this host."""
+        if not self._settings.allow_powercycle:
+            raise PolicyDenied(
+                "powercycle_node is not allowed here", hint="set allow_powercycle in the driver's settings"
+            )
+        return powercycle()
+
+    def get_ancillary_files(self) -> AncillaryFiles:
+        """None so far."""
+        return AncillaryFiles()
+
+    # Shared by the hooks
+
+    def _directory(self, name: str) -> InstanceDirectory:
+        return InstanceDirectory(self._directories, name)
+
+    def _control(self, directory: InstanceDirectory) -> Control:
+        return Control(directory, lambda seen: release(seen, self._families, self._announce))
+
+    def _announce(self, event: InterfaceEvent) -> None:
+        for implementation in self._hook.kvm_interface_changed.get_hookimpls():
+            try:
+                implementation.function(event)
+            except Exception:
+                # An observer only looks on; what it breaks is its own.
+                _LOG.exception("observer %s failed on %s", implementation.plugin_name, event.interface)
+
+    def _refuse_running(self, directory: InstanceDirectory) -> None:
+        seen = observation.observe(directory) if directory.exists else None
+        if seen is not None and seen.started and seen.process is not None:
+            raise AlreadyRunning(
+                f"it is running already, as process {seen.process.identity.pid}", hint="stop or reboot it"
+            )
+
+    def _state(self, directory: InstanceDirectory) -> InstanceState | None:
+        try:
+            return observation.get_info(self._directories, directory.name, Deadline.after(0)).state
+        except InstanceNotFound:
+            return None
+
+    def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
+        program = parsed.machine.qemu or self._settings.qemu
+        return capabilities_of(program, self._directories.cache, deadline)
+
+    def _decide(self, instance: Instance, deadline: Deadline) -> Decisions:
+        """Resolve everything a start depends on.
+
+        Raises:
+            InvalidParameters: everything on this host that stands against it.
+        """
+        parsed, findings = definition.read(instance, self._families)
+        if findings:
+            raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
+        capabilities = self._capabilities(parsed, deadline)
+        choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in)
+        images, problems = check_host(parsed, capabilities, choice, self._directories)
+        findings += problems
+        with self._directory(instance.name) as directory:
+            kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
+        machine = placement.resolve_machine(parsed.machine.machine, capabilities, kept)
+        places, problems = placement.place_devices(machine, device_uuids(parsed), kept)
+        findings += problems
+        if findings:
+            raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
+        return Decisions(
+            definition=parsed,
+            capabilities=capabilities,
+            machine=machine,
+            choice=choice,
+            images=images,
+            places=places,
+            placement=placement.placement(machine, places, kept),
+        )
+
+    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> None:
+        Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+        # Of a reboot that is now complete.
+        directory.remove(REBOOT)
+
+    def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
+        return plan_launch(self._decide(instance, deadline), directory, paused=paused)

@@ -11,7 +11,7 @@ import platform
 import types
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import attrs
 import pluggy
@@ -93,6 +93,15 @@ class DriverPlugin(Protocol):
 
 def available(group: str) -> tuple[PluginEntry, ...]:
     """The installed plugins of one entry-point group, sorted by name; reads metadata and imports nothing."""
+    return _entries(metadata.entry_points(group=group), group)
+
+
+def _all_points() -> metadata.EntryPoints:
+    # Python 3.11 returns a mapping that can be selected from as well; from 3.12 on it is what the type says.
+    return cast("metadata.EntryPoints", metadata.entry_points())
+
+
+def _entries(points: metadata.EntryPoints, group: str) -> tuple[PluginEntry, ...]:
     entries = {
         PluginEntry(
             group=group,
@@ -101,7 +110,7 @@ def available(group: str) -> tuple[PluginEntry, ...]:
             distribution=entry.dist.name if entry.dist else "unknown",
             version=entry.dist.version if entry.dist else "",
         )
-        for entry in metadata.entry_points(group=group)
+        for entry in points.select(group=group)
     }
     return tuple(sorted(entries, key=lambda entry: (entry.name, entry.distribution)))
 
@@ -129,15 +138,17 @@ def load_driver(name: str, settings: Mapping[str, Any] | None = None, *, extensi
     """
     given = dict(settings or {})
     prefer = given.pop("prefer", None)
-    entry = _choose(DRIVER_GROUP, "driver", name, prefer)
+    # One look at the metadata of everything installed for the whole load: it is the dearest part of it.
+    points = _all_points()
+    entry = _choose(points, DRIVER_GROUP, "driver", name, prefer)
     context = DriverContext(
         name=name,
         directories=_directories(given).below(name),
         host_id=str(given.pop("host_id", None) or _host_id()),
         settings=types.MappingProxyType(given),
     )
-    plugin = _make(entry, context)
-    return load_plugin(plugin, context, label=entry.label, extensions=extensions, prefer=prefer)
+    plugin = _make(points, entry, context)
+    return load_plugin(plugin, context, label=entry.label, extensions=extensions, prefer=prefer, points=points)
 
 
 def load_plugin(
@@ -147,6 +158,7 @@ def load_plugin(
     label: str,
     extensions: Sequence[object] = (),
     prefer: str | None = None,
+    points: metadata.EntryPoints | None = None,
 ) -> Driver:
     """Load a driver object that is already there, with the same audit as `load_driver`.
 
@@ -156,6 +168,7 @@ def load_plugin(
         label: what to call it in messages.
         extensions: objects that wrap operations; the first is outermost.
         prefer: distribution to take a family plugin from when two offer the same name.
+        points: all installed entry points, if the caller has looked already.
 
     Raises:
         LoadError: everything that is wrong.
@@ -168,7 +181,7 @@ def load_plugin(
     for module in modules:
         manager.add_hookspecs(module)
     findings = audit_driver(plugin, label, modules)
-    members, problems = _family_members(plugin, modules, prefer)
+    members, problems = _family_members(points or _all_points(), plugin, modules, prefer)
     findings += problems
     for extension in extensions:
         findings += audit_extension(extension, _extension_label(extension), modules)
@@ -187,8 +200,8 @@ def load_plugin(
     return Driver(context.name, manager, plugin, context.directories, context.host_id)
 
 
-def _choose(group: str, title: str, name: str, prefer: str | None) -> PluginEntry:
-    entries = available(group)
+def _choose(points: metadata.EntryPoints, group: str, title: str, name: str, prefer: str | None) -> PluginEntry:
+    entries = _entries(points, group)
     named = [entry for entry in entries if entry.name == name]
     if len(named) > 1 and prefer:
         named = [entry for entry in named if entry.distribution == prefer] or named
@@ -213,16 +226,16 @@ def _choose(group: str, title: str, name: str, prefer: str | None) -> PluginEntr
     raise LoadError(f"there is no single {title} of that name", FindingSet([finding]))
 
 
-def _import(entry: PluginEntry) -> Any:
-    for point in metadata.entry_points(group=entry.group, name=entry.name):
+def _import(points: metadata.EntryPoints, entry: PluginEntry) -> Any:
+    for point in points.select(group=entry.group, name=entry.name):
         if point.value == entry.value and (point.dist is None or point.dist.name == entry.distribution):
             return point.load()
     raise LookupError(f"{entry.label} has gone")
 
 
-def _make(entry: PluginEntry, context: DriverContext) -> Any:
+def _make(points: metadata.EntryPoints, entry: PluginEntry, context: DriverContext) -> Any:
     try:
-        return _import(entry)(context)
+        return _import(points, entry)(context)
     except HypervisorError:
         raise
     except Exception as error:
@@ -239,15 +252,15 @@ def _broken(entry: PluginEntry, error: Exception) -> Finding:
 
 
 def _family_members(
-    plugin: Any, modules: Sequence[types.ModuleType], prefer: str | None
+    points: metadata.EntryPoints, plugin: Any, modules: Sequence[types.ModuleType], prefer: str | None
 ) -> tuple[list[tuple[str, Any]], list[Finding]]:
     members: list[tuple[str, Any]] = []
     findings: list[Finding] = []
     for family in getattr(plugin, "families", ()):
-        for name in dict.fromkeys(entry.name for entry in available(family.group)):
+        for name in dict.fromkeys(entry.name for entry in _entries(points, family.group)):
             try:
-                entry = _choose(family.group, family.title, name, prefer)
-                member = _import(entry)
+                entry = _choose(points, family.group, family.title, name, prefer)
+                member = _import(points, entry)
             except LoadError as error:
                 findings += error.findings
             except Exception as error:

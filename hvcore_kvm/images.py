@@ -156,9 +156,8 @@ def _lock_findings(disk: DiskDefinition, fd: int) -> Iterable[Finding]:
     """Ask whether a QEMU has locked the image, in the way QEMU itself asks."""
     bytes_ = [_PERM_WRITE_BYTE] if disk.disk.read_only else [_PERM_WRITE_BYTE, _NOT_SHARED_WRITE_BYTE]
     for byte in bytes_:
-        # A read lock is asked about when the descriptor is read-only; only write locks would conflict with it.
-        kind = fcntl.F_RDLCK if disk.disk.read_only else fcntl.F_WRLCK
-        asked = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+        # QEMU holds shared locks on these bytes; asking about an exclusive one finds them, on any descriptor.
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
             answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
         except OSError:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -433,3 +437,37 @@ def test_importing_hvcore_imports_little() -> None:
     loaded = subprocess.run([sys.executable, "-I", "-c", script], check=True, capture_output=True, text=True).stdout
     for library in ("pluggy", "attr", "cattrs", "psutil", "json", "subprocess", "asyncio"):
         assert f"'{library}'" not in loaded
+
+
+def test_what_the_model_reported_is_not_reported_again(tmp_path: Path) -> None:
+    """A driver that stumbles over the empty value in place of a wrong one does not add to the findings."""
+    base = _fake(tmp_path)
+
+    class Stumbling(base):  # type: ignore[misc, valid-type]
+        @hookimpl
+        def hv_check_parameter_syntax(self, instance: hvcore.Instance) -> hvcore.FindingSet:
+            paths = ("memory", "disks[0].path.x", "vcpus")
+            return hvcore.FindingSet(hvcore.Finding(code="stumbled", path=path, message="is odd") for path in paths)
+
+    with _load(tmp_path, Stumbling(_context(tmp_path))) as driver:
+        found = driver.check_parameter_syntax({"name": "web1", "memory": "lots", "disks": [{"format": "raw"}]})
+    assert {(f.code, f.path) for f in found} == {
+        ("invalid-value", "memory"),
+        ("missing-parameter", "disks[0].path"),
+        ("stumbled", "vcpus"),
+    }
+
+
+def test_loading_and_closing_leaks_nothing(settings: Any) -> None:
+    """However often a driver is loaded and closed, no object, descriptor or thread of it stays."""
+    gone = []
+    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    for name in ("fake", "kvm") * 10:
+        driver = hvcore.load_driver(name, settings, extensions=[Recorder("a", [])])
+        gone += [weakref.ref(driver), weakref.ref(driver.plugin)]
+        driver.list_instances()
+        driver.close()
+        del driver
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * len(gone)
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -91,7 +90,7 @@ def test_a_damaged_record_is_told(directory: int, tmp_path: Path, text: str) -> 
 
 def test_a_link_is_not_followed(directory: int, tmp_path: Path) -> None:
     """A record that is a symbolic link is somebody's trick."""
-    (tmp_path / "target").write_text(json.dumps({"schema": 1}))
+    write_record(directory, "target", SAMPLE, schema=1)
     (tmp_path / "r.json").symlink_to("target")
     with pytest.raises(RecordError):
         read_record(directory, "r.json", Sample, schema=1)

@@ -145,6 +145,21 @@ def test_a_disk_in_use_by_another_instance(host: Any) -> None:
     host.driver.start_instance(host.instance(disks=[reader]))
 
 
+def test_a_disk_in_use_by_a_qemu_of_somebody_else(make_host: Any, tmp_path: Path) -> None:
+    """A QEMU that this driver has no account of is found by its locks on the image."""
+    other = make_host(state_directory=str(tmp_path / "elsewhere"), data_directory=str(tmp_path / "elsewhere-data"))
+    disk = other.raw_disk()
+    reader = Disk(path=disk.path, format="raw", read_only=True)
+    other.driver.start_instance(other.instance("writer", disks=[disk]))
+    host = make_host()
+    assert _findings(host, host.instance(disks=[disk])) == [("disk-in-use", "disks[0].path")]
+    assert _findings(host, host.instance(disks=[reader])) == [("disk-in-use", "disks[0].path")]
+    other.driver.stop_instance("writer", force=True)
+    other.driver.start_instance(other.instance("reader", disks=[reader]))
+    assert _findings(host, host.instance(disks=[disk])) == [("disk-in-use", "disks[0].path")]
+    assert host.driver.validate_parameters(host.instance(disks=[reader])).ok
+
+
 def test_one_disk_twice_under_two_names(host: Any) -> None:
     """The same image by two paths is found."""
     disk = host.raw_disk()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -66,6 +67,20 @@ def test_sigkill(host: Any) -> None:
 def test_sigterm(host: Any) -> None:
     """A signal that lets QEMU end in order is told from a power-off of the guest."""
     host.start(host.instance())
+    os.kill(host.pid(), signal.SIGTERM)
+    host.wait_end()
+    assert _account(host) == (InstanceState.STOPPED, Cause.HOST_SIGNAL)
+
+
+def test_what_ends_a_guest_that_was_asked_is_still_told(host: Any) -> None:
+    """A request to power off does not turn a signal into a power-off."""
+    console = host.start(host.instance())
+    console.send(b"n")
+    console.expect(b"ok")
+    with pytest.raises(hvcore.DeadlineExceeded):
+        host.driver.stop_instance("web1", timeout=0.3, escalate=False)
+    request = json.loads((host.directory / "state/kvm/instances/web1/stop.json").read_text())
+    assert request["until"] <= time.time(), "nobody waits for the guest any more"
     os.kill(host.pid(), signal.SIGTERM)
     host.wait_end()
     assert _account(host) == (InstanceState.STOPPED, Cause.HOST_SIGNAL)

@@ -13,6 +13,7 @@ from hvcore import (
     HypervisorRefused,
     Journal,
     OperationFailed,
+    RecordError,
     SpawnFailed,
     Step,
     boot_id,
@@ -67,7 +68,10 @@ class Launch:
         self._client: QmpClient | None = None
         self._started = 0.0
         # Read before anything is done: undo puts them back.
-        self._old_history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+        self._old_history: History | None = None
+        # A damaged account of an earlier life is no reason not to begin a new one.
+        with contextlib.suppress(RecordError):
+            self._old_history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
         self._old_placement = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
 
     def run(self, deadline: Deadline) -> None:

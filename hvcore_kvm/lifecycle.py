@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+import attrs
+
 from hvcore import (
     AlreadyRunning,
     Cause,
@@ -66,9 +68,7 @@ class Control:
         application be killed before that start, the reboot is found and completed.
         """
         if not self._directory.exists:
-            history = self._directory.read(HISTORY, History, schema=SCHEMA, data=True)
-            state = history.state if history else None
-            return self._unchanged(state, "it was not running")
+            return self._unchanged(self._recorded(), "it was not running")
         seen = observe(self._directory)
         self._end_strays(seen, deadline)
         if not seen.alive or seen.process is None:
@@ -99,7 +99,9 @@ class Control:
         how = "the guest powered off" if asked else "stopped by force"
         if forced and not force:
             how = "the guest did not power off in time; stopped by force"
-        self._finish(observe(self._directory), forced, keep=None if reboot is None else REBOOT)
+        # The process as it was seen: its own record may be among those that are lost.
+        now = attrs.evolve(observe(self._directory), process=seen.process)
+        self._finish(now, forced, keep=None if reboot is None else REBOOT)
         return Transition(name=self._name, before=before, after=self._recorded(), changed=True, detail=how)
 
     def pause(self, deadline: Deadline) -> Transition:
@@ -319,9 +321,9 @@ class Control:
         self._release(seen)
         if seen.unfinished:
             self._restore_history()
-        elif seen.process is not None and seen.record is not None:
+        elif seen.process is not None:
             history = History(
-                uuid=seen.record.instance.uuid or "",
+                uuid=(seen.record.instance.uuid if seen.record else None) or "",
                 started=seen.process.started,
                 boot_id=seen.process.identity.boot_id,
                 ended=reason.since or time.time(),

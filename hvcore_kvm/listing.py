@@ -6,7 +6,7 @@ import json
 
 from hvcore import Directories, InstanceListing, InstanceName
 from hvcore_kvm import process
-from hvcore_kvm.directory import InstanceDirectory, instance_names
+from hvcore_kvm.directory import EVENTS, InstanceDirectory, instance_names
 from hvcore_kvm.process import ProcessIdentity
 
 PROCESS = "process.json"
@@ -28,10 +28,11 @@ def list_instances(directories: Directories) -> InstanceListing:
 
 
 def read_identity(directory: InstanceDirectory) -> ProcessIdentity | None:
-    """Which process an instance has; ``None`` when there is no readable record of one.
+    """Which process an instance has; ``None`` when there is none.
 
     Reads the one field of the record that a listing needs, by hand: structuring whole records costs more than
-    everything else about a listing.
+    everything else about a listing. Where the record is missing or damaged, the process is found by the event file,
+    which only QEMU holds open: an instance is not lost with a file.
     """
     try:
         identity = json.loads(directory.tail(PROCESS, _LIMIT))["identity"]
@@ -39,4 +40,14 @@ def read_identity(directory: InstanceDirectory) -> ProcessIdentity | None:
             pid=int(identity["pid"]), start_time=int(identity["start_time"]), boot_id=str(identity["boot_id"])
         )
     except (ValueError, KeyError, TypeError):
-        return None
+        return find_process(directory)
+
+
+def find_process(directory: InstanceDirectory) -> ProcessIdentity | None:
+    """The process that holds the event file of an instance."""
+    for pid in process.holders(directory.join(EVENTS)):
+        try:
+            return process.identify(pid)
+        except ProcessLookupError:
+            continue
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from hvcore import (
 from hvcore_kvm import process
 from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory
 from hvcore_kvm.events import QemuEvent, ending, last, read_events
+from hvcore_kvm.listing import find_process
 from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
     HISTORY,
@@ -108,7 +110,7 @@ def observe(directory: InstanceDirectory) -> Observed:
             found[name] = directory.read(name, kind, schema=SCHEMA)
         except RecordError as error:
             damage.append(error.message)
-    running: ProcessRecord | None = found.get(PROCESS)
+    running: ProcessRecord | None = found.get(PROCESS) or _lost_process(directory)
     # Asked before the events are read: a process seen dead has written its last line.
     alive = running is not None and process.is_alive(running.identity)
     return Observed(
@@ -124,6 +126,19 @@ def observe(directory: InstanceDirectory) -> Observed:
     )
 
 
+def _lost_process(directory: InstanceDirectory) -> ProcessRecord | None:
+    """What can be said of a process whose record is missing or damaged."""
+    identity = find_process(directory)
+    if identity is None:
+        return None
+    try:
+        history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+    except RecordError:
+        history = None
+    started = history.started if history is not None else os.stat(directory.path).st_mtime
+    return ProcessRecord(identity=identity, started=started, qemu="")
+
+
 def _start_unfinished(directory: InstanceDirectory) -> bool:
     """A start is under way, or its host application was killed in it before the guest was let run."""
     entries = unfinished(directory.join(JOURNAL))
@@ -131,7 +146,10 @@ def _start_unfinished(directory: InstanceDirectory) -> bool:
 
 
 def _written_end(directory: InstanceDirectory, running: ProcessRecord | None) -> History | None:
-    history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+    try:
+        history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
+    except RecordError:
+        return None
     if history is None or history.ended is None or (running is not None and running.started != history.started):
         return None
     return history

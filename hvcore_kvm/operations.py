@@ -28,6 +28,7 @@ from hvcore import (
     Plan,
     PolicyDenied,
     PowercycleResult,
+    RecordError,
     Recovery,
     Severity,
     Transition,
@@ -269,6 +270,8 @@ class Operations:
             return observation.get_info(self._directories, directory.name, Deadline.after(0)).state
         except InstanceNotFound:
             return None
+        except RecordError:
+            return InstanceState.UNKNOWN
 
     def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
         program = parsed.machine.qemu or self._settings.qemu

@@ -336,3 +336,36 @@ def test_an_interrupted_start_leaves_the_account_of_the_life_before(make_host: A
         os.close(stray)
     with pytest.raises(hvcore.InstanceNotFound):
         host.driver.get_instance_info("web1")
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", '{"schema": 99}', '{"schema": 1}'])
+def test_an_instance_is_not_lost_with_its_records(host: Any, damage: str | None) -> None:
+    """With every record missing or damaged it is listed, asked, refused a second start, and stopped by name."""
+    host.start(host.instance())
+    pid = host.pid()
+    for path in (host.directory / "state/kvm/instances/web1").glob("*.json"):
+        path.unlink() if damage is None else path.write_text(damage)
+    for path in (host.directory / "data/kvm/instances/web1").glob("history.json"):
+        path.unlink() if damage is None else path.write_text(damage)
+    assert host.pid() == pid
+    info = host.driver.get_instance_info("web1")
+    assert (info.state, info.pid) == (InstanceState.RUNNING, pid)
+    with pytest.raises(hvcore.AlreadyRunning):
+        host.driver.start_instance(host.instance())
+    assert host.driver.recover().instances == ()
+    assert host.pid() == pid
+    assert "record-damaged" in host.driver.verify_instance("web1").codes or damage is None
+    stopped = host.driver.stop_instance("web1", timeout=30, escalate=False)
+    assert (stopped.changed, stopped.after) == (True, InstanceState.STOPPED)
+    assert host.driver.get_instance_info("web1").reason.cause is hvcore.Cause.HOST_STOP
+
+
+def test_a_damaged_account_does_not_keep_an_instance_from_starting(host: Any) -> None:
+    """What is left of an earlier life, damaged or not, is replaced by the new one."""
+    host.driver.start_instance(host.instance())
+    host.driver.stop_instance("web1", force=True)
+    (host.directory / "data/kvm/instances/web1/history.json").write_text("{")
+    with pytest.raises(hvcore.RecordError):
+        host.driver.get_instance_info("web1")
+    assert host.driver.start_instance(host.instance()).changed
+    assert host.driver.get_instance_info("web1").state is InstanceState.RUNNING

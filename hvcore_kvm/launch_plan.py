@@ -83,13 +83,13 @@ class LaunchPlan:
         """The plan as hvcore hands it out."""
         d = self.decisions
         steps = [
-            "make the instance's directory",
+            "make the instance's directory, write down what was decided",
             *(f"{step.name} (security model)" for step in self.security.steps),
             *(f"{step.name} (NIC)" for _, nic in self.nics for step in nic.up),
             "open descriptors: " + ", ".join(request.name for request in self.fds),
             "start QEMU, paused, in a session of its own",
+            "write down its process, its places and that it was started",
             "wait for its monitor",
-            "write the records",
             *([] if self.paused else ["let the guest run"]),
         ]
         return Plan(

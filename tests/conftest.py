@@ -1,9 +1,14 @@
-"""What this machine lacks is found out once, before any test runs, and said in the summary."""
+"""What this machine lacks is found out once, before any test runs, and said in the summary. Throw-away packages."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +40,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header() -> list[str]:
     here = f"KVM: {probe_kvm().level.value} ({probe_kvm().reason}); user: {os.geteuid()}"
     return [here, *(f"not run: tests marked {marker}: {why}" for marker, why in MISSING.items())]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Installs throw-away distributions into a directory on the path."""
+    made: list[str] = []
+
+    def make(distribution: str, module: str, source: str, **groups: dict[str, str]) -> None:
+        site = tmp_path / "site"
+        (site).mkdir(exist_ok=True)
+        (site / f"{module}.py").write_text(textwrap.dedent(source))
+        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        lines = []
+        for group, entries in groups.items():
+            lines.append(f"[{group.replace('__', '.')}]")
+            lines += [f"{name} = {value}" for name, value in entries.items()]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(site))
+        made.append(module)
+
+    yield make
+    for module in made:
+        sys.modules.pop(module, None)

@@ -6,11 +6,9 @@ import gc
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import types
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +17,6 @@ import pytest
 import hvcore
 from hvcore import Capability, Claim, ClaimLevel, DriverContext, DriverDescription, LoadError, hookimpl
 from hvcore.registry import load_plugin
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Installs throw-away distributions into a directory on the path."""
-    made: list[str] = []
-
-    def make(distribution: str, module: str, source: str, **groups: dict[str, str]) -> None:
-        site = tmp_path / "site"
-        (site).mkdir(exist_ok=True)
-        (site / f"{module}.py").write_text(textwrap.dedent(source))
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        lines = []
-        for group, entries in groups.items():
-            lines.append(f"[{group.replace('__', '.')}]")
-            lines += [f"{name} = {value}" for name, value in entries.items()]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        monkeypatch.syspath_prepend(str(site))
-        made.append(module)
-
-    yield make
-    for module in made:
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import subprocess
@@ -114,8 +115,9 @@ def online_cpus(root: Path = ROOT) -> tuple[int, ...]:
     return online
 
 
+@functools.cache
 def boot_id(root: Path = ROOT) -> str:
-    """The kernel's random id of this boot, as it spells it.
+    """The kernel's random id of this boot, as it spells it; read once, no process outlives a boot.
 
     Raises:
         HostError: it cannot be read, or is no UUID.

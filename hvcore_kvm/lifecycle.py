@@ -28,7 +28,7 @@ from hvcore import (
 )
 from hvcore_kvm import process
 from hvcore_kvm.directory import CONTROL, EVENTS, JOURNAL, InstanceDirectory
-from hvcore_kvm.events import last
+from hvcore_kvm.events import last, read_events
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpRefused, QmpTimeout
 from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, REBOOT, SCHEMA, STOP_REQUEST, History, Reboot, StopRequest
@@ -99,9 +99,7 @@ class Control:
         how = "the guest powered off" if asked else "stopped by force"
         if forced and not force:
             how = "the guest did not power off in time; stopped by force"
-        # The process as it was seen: its own record may be among those that are lost.
-        now = attrs.evolve(observe(self._directory), process=seen.process)
-        self._finish(now, forced, keep=None if reboot is None else REBOOT)
+        self._finish(self._after_end(seen), forced, keep=None if reboot is None else REBOOT)
         return Transition(name=self._name, before=before, after=self._recorded(), changed=True, detail=how)
 
     def pause(self, deadline: Deadline) -> Transition:
@@ -237,6 +235,14 @@ class Control:
             state, reason = ended_state(seen)
             raise NotRunning(f"it is not running: {state.value}, {reason.detail}", instance=self._name)
         return seen
+
+    def _after_end(self, seen: Observed) -> Observed:
+        """What is to be seen now that its process has ended; what cannot have changed is not read again."""
+        try:
+            request = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        except RecordError:
+            request = None
+        return attrs.evolve(seen, alive=False, request=request, events=read_events(self._directory))
 
     def _end(self, pidfd: int, deadline: Deadline) -> None:
         now = time.time()

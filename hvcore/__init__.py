@@ -85,6 +85,17 @@ _EXPORTS: dict[str, str] = {
     "OutcomeUnknown": "hvcore.errors",
     "RecordError": "hvcore.errors",
     "DriverFault": "hvcore.errors",
+    # extensions
+    "AuditLog": "hvcore.extensions.audit",
+    "Metrics": "hvcore.extensions.metrics",
+    "OperationMetrics": "hvcore.extensions.metrics",
+    "Policy": "hvcore.extensions.policy",
+    "Deny": "hvcore.extensions.policy",
+    "Allow": "hvcore.extensions.policy",
+    "MaxRunning": "hvcore.extensions.policy",
+    "Tracing": "hvcore.extensions.tracing",
+    "Span": "hvcore.extensions.tracing",
+    "current_span": "hvcore.extensions.tracing",
     # plugin authors
     "hookimpl": "hvcore.hookspecs.markers",
     "hookspec": "hvcore.hookspecs.markers",
@@ -92,6 +103,7 @@ _EXPORTS: dict[str, str] = {
     "OPERATIONS": "hvcore.hookspecs.table",
     "Operation": "hvcore.hookspecs.table",
     "OperationCall": "hvcore.operation",
+    "DriverView": "hvcore.operation",
     "Capability": "hvcore.capabilities",
     "Claim": "hvcore.capabilities",
     "ClaimLevel": "hvcore.capabilities",
@@ -108,6 +120,7 @@ _EXPORTS: dict[str, str] = {
     "unfinished": "hvcore.journal",
     "read_record": "hvcore.records",
     "write_record": "hvcore.records",
+    "ConformanceProfile": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
     "Seconds": "hvcore.model.units",
     "parse_size": "hvcore.model.units",
@@ -144,6 +157,7 @@ if TYPE_CHECKING:
     from hvcore.capabilities import (
         DriverDescription as DriverDescription,
     )
+    from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
     from hvcore.deadline import Deadline as Deadline
     from hvcore.definition import read_definition as read_definition
     from hvcore.directories import Directories as Directories
@@ -206,6 +220,16 @@ if TYPE_CHECKING:
     from hvcore.errors import (
         WrongState as WrongState,
     )
+    from hvcore.extensions.audit import AuditLog as AuditLog
+    from hvcore.extensions.metrics import Metrics as Metrics
+    from hvcore.extensions.metrics import OperationMetrics as OperationMetrics
+    from hvcore.extensions.policy import Allow as Allow
+    from hvcore.extensions.policy import Deny as Deny
+    from hvcore.extensions.policy import MaxRunning as MaxRunning
+    from hvcore.extensions.policy import Policy as Policy
+    from hvcore.extensions.tracing import Span as Span
+    from hvcore.extensions.tracing import Tracing as Tracing
+    from hvcore.extensions.tracing import current_span as current_span
     from hvcore.findings import (
         Finding as Finding,
     )
@@ -383,6 +407,7 @@ if TYPE_CHECKING:
     from hvcore.model.units import (
         parse_size as parse_size,
     )
+    from hvcore.operation import DriverView as DriverView
     from hvcore.operation import OperationCall as OperationCall
     from hvcore.params import checks as checks
     from hvcore.params.declare import (

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import pluggy
 
@@ -15,13 +15,13 @@ from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike, read_definition
 from hvcore.directories import Directories
 from hvcore.errors import HypervisorError, InvalidParameters, Refused, UnsupportedOperation
-from hvcore.extension_fault import extension_fault
+from hvcore.extension_fault import extension_fault, result_fault
 from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import instance_lock, sweep_locks
 from hvcore.model.instance import Instance, with_identities
 from hvcore.model.names import check_instance_name
-from hvcore.operation import OperationCall
+from hvcore.operation import DISPATCHER, Dispatcher, DriverView, OperationCall, result_type
 from hvcore.params.declare import ParameterTable
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Driver:
         self._host_id = host_id
         self._description: DriverDescription = manager.hook.hv_describe_driver()
         self._table: ParameterTable | None = None
+        self._view = DriverView(cast("Dispatcher", manager.get_plugin(DISPATCHER)))
 
     @property
     def name(self) -> str:
@@ -498,7 +499,10 @@ class Driver:
         timeout: float | None,
         **arguments: Any,
     ) -> Any:
-        name = _name(instance)
+        try:
+            name = _name(instance)
+        except InvalidParameters as error:
+            raise self._stamp(error, operation, None) from None
         return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
 
     def _call(
@@ -512,27 +516,34 @@ class Driver:
     ) -> Any:
         operation = OPERATION[operation_name]
         try:
-            if self._manager is None:
+            manager = self._manager
+            if manager is None:
                 raise Refused("the driver has been closed", code="driver-closed")
             if operation.capability is not None:
                 self._require(operation.capability, operation_name, instance_name)
             deadline = Deadline.after(operation.default_timeout if timeout is None else timeout)
             if "deadline" in arguments:
                 arguments["deadline"] = deadline
-            call = OperationCall(
-                name=operation_name,
-                driver=self._name,
-                instance=instance_name,
-                arguments=arguments,
-                deadline=deadline,
-            )
             with self._lock(operation_name, instance_name, deadline) if operation.mutating else _NOTHING:
-                return self._manager.hook.hv_operation(call=call)
+                call = OperationCall(
+                    name=operation_name,
+                    driver=self._name,
+                    instance=instance_name,
+                    arguments=arguments,
+                    deadline=deadline,
+                    begun=deadline.clock(),
+                    view=self._view,
+                )
+                result = manager.hook.hv_operation(call=call)
+            # The dispatcher has checked what the driver returned: only an extension can have changed it.
+            if not isinstance(result, expected := result_type(operation_name)):
+                raise result_fault(result, expected, operation_name, manager)
         except HypervisorError as error:
             raise self._stamp(error, operation_name, instance_name) from error.__cause__
         except Exception as error:
             fault = extension_fault(error, operation_name, self._manager)
             raise self._stamp(fault, operation_name, instance_name) from error
+        return result
 
     def _lock(
         self, operation: str, instance: str | None, deadline: Deadline

@@ -159,15 +159,20 @@ def process_start_time(pid: int, *, root: Path = ROOT) -> int:
         ProcessLookupError: there is no such process.
         HostError: the kernel's record of it cannot be read or understood.
     """
-    path = root / f"proc/{pid}/stat"
-    content = _read(path)
-    if content is None:
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(path))
+    path = os.path.join(root, f"proc/{pid}/stat")
+    try:
+        # Once per instance in every listing: without the detour over Path.
+        with open(path, "rb", buffering=0) as file:
+            content = file.read(4096).decode(errors="replace")
+    except OSError as error:
+        if error.errno in _ABSENT:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path) from None
+        raise _unreadable(Path(path), error) from error
     # Field 2 is the name in parentheses; the name may itself hold spaces, parentheses and line ends.
     _, closed, rest = content.rpartition(")")
     started = (rest.split() + [""] * 20)[19]
     if not closed or not _is_number(started):
-        raise _malformed(path, "a start time in field 22", content)
+        raise _malformed(Path(path), "a start time in field 22", content)
     return int(started)
 
 

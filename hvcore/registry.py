@@ -6,6 +6,7 @@ meet, and closing is dropping.
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import types
@@ -23,7 +24,7 @@ from hvcore.errors import HypervisorError, LoadError
 from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.markers import PROJECT
 from hvcore.hookspecs.table import SPECIFICATIONS
-from hvcore.operation import Dispatcher
+from hvcore.operation import DISPATCHER, Dispatcher
 
 DRIVER_GROUP = "hvcore.drivers"
 EXTENSION_GROUP = "hvcore.extensions"
@@ -128,7 +129,8 @@ def load_driver(name: str, settings: Mapping[str, Any] | None = None, *, extensi
         settings: settings of the driver; these belong to hvcore itself: ``state_directory``, ``data_directory``,
             ``cache_directory`` (absolute paths), ``prefer`` (a distribution, when two offer the same name) and
             ``host_id`` (what tells this host from others; the machine id when not given).
-        extensions: objects that wrap operations; the first is outermost.
+        extensions: what wraps operations, the first outermost: objects, names of installed extensions, or tuples of
+            such a name and a mapping of keyword arguments.
 
     Returns:
         The driver. Close it, or use it as a context manager.
@@ -166,7 +168,8 @@ def load_plugin(
         plugin: the driver.
         context: what it was constructed with.
         label: what to call it in messages.
-        extensions: objects that wrap operations; the first is outermost.
+        extensions: what wraps operations, the first outermost: objects, names of installed extensions, or tuples of
+            such a name and a mapping of keyword arguments.
         prefer: distribution to take a family plugin from when two offer the same name.
         points: all installed entry points, if the caller has looked already.
 
@@ -183,17 +186,19 @@ def load_plugin(
     findings = audit_driver(plugin, label, modules)
     members, problems = _family_members(points or _all_points(), plugin, modules, prefer)
     findings += problems
-    for extension in extensions:
-        findings += audit_extension(extension, _extension_label(extension), modules)
+    wrapping, problems = _extensions(points or _all_points(), extensions, prefer)
+    findings += problems
+    for extension_label, extension in wrapping:
+        findings += audit_extension(extension, extension_label, modules)
     if findings:
         raise LoadError(f"driver {context.name} cannot be loaded", FindingSet(findings))
     manager.register(plugin, f"driver {context.name}")
-    manager.register(Dispatcher(manager, context.name, label), "hvcore dispatcher")
+    manager.register(Dispatcher(manager, context.name, label), DISPATCHER)
     for member_name, member in members:
         manager.register(member, member_name)
     # pluggy calls the wrapper registered last first; the host's first is to be outermost.
-    for position, extension in reversed(list(enumerate(extensions))):
-        manager.register(extension, f"{_extension_label(extension)} #{position + 1}")
+    for position, (extension_label, extension) in reversed(list(enumerate(wrapping))):
+        manager.register(extension, f"{extension_label} #{position + 1}")
     use_families = getattr(plugin, "use_families", None)
     if use_families is not None:
         use_families(manager.hook)
@@ -269,6 +274,62 @@ def _family_members(
                 findings += audit_hooks(member, f"{family.title} {entry.label}", modules)
                 members.append((f"{family.title} {entry.label}", member))
     return members, findings
+
+
+def _extensions(
+    points: metadata.EntryPoints, given: Sequence[object], prefer: str | None
+) -> tuple[list[tuple[str, Any]], list[Finding]]:
+    """The extensions with their labels: objects as they are, names made from their entry points."""
+    made: list[tuple[str, Any]] = []
+    findings: list[Finding] = []
+    for index, extension in enumerate(given):
+        match extension:
+            case str(name):
+                arguments: Mapping[str, Any] = {}
+            case (str(name), Mapping() as arguments):
+                pass
+            case tuple():
+                message = "is neither an extension, nor a name, nor a name and a mapping of its arguments"
+                findings.append(Finding(code="invalid-value", path=f"extensions[{index}]", message=message))
+                continue
+            case _:
+                label = _extension_label(extension)
+                if any(extension is other for _, other in made):
+                    findings.append(Finding(code="repeated-value", path=label, message="is given twice"))
+                else:
+                    made.append((label, extension))
+                continue
+        try:
+            entry = _choose(points, EXTENSION_GROUP, "extension", name, prefer)
+            factory = _import_extension(points, entry)
+            findings += (unfit := _argument_faults(entry, factory, arguments))
+            if not unfit:
+                made.append((entry.label, factory(**arguments)))
+        except LoadError as error:
+            findings += error.findings
+        except Exception as error:
+            findings.append(_broken(entry, error))
+    return made, findings
+
+
+def _import_extension(points: metadata.EntryPoints, entry: PluginEntry) -> Any:
+    factory = _import(points, entry)
+    if not callable(factory):
+        raise TypeError(f"it is {type(factory).__name__}, not a class or factory")
+    return factory
+
+
+def _argument_faults(entry: PluginEntry, factory: Any, arguments: Mapping[str, Any]) -> list[Finding]:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return []  # not written in Python; calling it will tell
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        hint = f'arguments are given with the name: ("{entry.name}", {{...}}) for {entry.name}{signature}'
+        return [Finding(code="wrong-argument", path=entry.label, message=f"cannot be made: {error}", hint=hint)]
+    return []
 
 
 def _directories(settings: dict[str, Any]) -> Directories:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -57,8 +58,11 @@ def _check(disk: Disk, where: str) -> Iterator[Finding]:
         yield Finding(code="disk-not-a-file", path=f"{where}.path", message=f"{path} is {kind}")
         return
     try:
-        with open(path, "rb" if disk.read_only else "r+b", buffering=0) as file:
+        # Only read: a plan opens nothing for writing.
+        with open(path, "rb", buffering=0) as file:
             header = file.read(len(_QCOW2))
+        if not disk.read_only and not os.access(path, os.W_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         yield Finding(code="disk-unusable", path=f"{where}.path", message=f"cannot open {path}: {error.strerror}")
         return

@@ -5,6 +5,7 @@ A guest can write any header into a raw image, so a format is declared; what is 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -75,10 +76,14 @@ def check_image(disk: DiskDefinition) -> tuple[Image | None, list[Finding]]:
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "neither a file nor a block device"
         return None, [_finding(disk, "disk-not-a-file", f"{path} is {kind}", "name an image file or a block device")]
     try:
-        fd = os.open(path, _flags(disk) | os.O_NONBLOCK)
+        # Only read: a plan opens nothing for writing, and udev looks at a block device again once that is closed.
+        fd = os.open(path, _flags(disk) & ~os.O_ACCMODE | os.O_NONBLOCK)
     except OSError as error:
         return None, [_finding(disk, "disk-unusable", f"cannot open {path}: {error.strerror}", _open_hint(disk))]
     try:
+        if not disk.disk.read_only and not os.access(path, os.W_OK, effective_ids=True):
+            why = os.strerror(errno.EACCES)
+            return None, [_finding(disk, "disk-unusable", f"cannot open {path}: {why}", _open_hint(disk))]
         opened = os.fstat(fd)
         is_block = stat.S_ISBLK(opened.st_mode)
         image = Image(

@@ -152,7 +152,8 @@ class Launch:
     def _not_ready(self, error: QmpError) -> OperationFailed:
         assert self._pidfd is not None  # noqa: S101 - set by the step before
         # The monitor closes a moment before the process ends.
-        ended = process.end_of(self._pidfd, Deadline.after(0.0 if isinstance(error, QmpTimeout) else 2.0))
+        late = isinstance(error, QmpTimeout) or isinstance(error.__cause__, QmpTimeout)
+        ended = process.end_of(self._pidfd, Deadline.after(0.0 if late else 2.0))
         output = self._directory.tail(STDERR, _STDERR_TAIL)
         words = qemu_words(output)
         if ended is None:

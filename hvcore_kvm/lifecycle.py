@@ -144,7 +144,8 @@ class Control:
                 # The reset cleared what had stopped it; the button means: run again.
                 self._execute(client, "cont", deadline)
             elif status != "running":
-                after = _plain(status)
+                # QEMU's run state after the reset of a guest that did not run.
+                after = InstanceState.PRELAUNCH
         return Transition(name=self._name, before=_plain(status), after=after, changed=True, detail="reset")
 
     def cleanup(self, deadline: Deadline) -> Transition:
@@ -269,8 +270,8 @@ class Control:
         press = retry or outstanding is None or time.time() >= outstanding.until
         try:
             while not waiting.expired:
-                if press and not self._press(waiting):
-                    return self._cannot_be_asked(escalate)
+                if press and (deaf := self._press(waiting)):
+                    return self._cannot_be_asked(deaf, escalate)
                 press = True
                 if process.wait_dead(pidfd, waiting.sooner(PRESS_AGAIN)):
                     return True
@@ -295,12 +296,14 @@ class Control:
             ended = StopRequest(time=request.time, until=min(request.until, time.time()))
             self._directory.write(STOP_REQUEST, ended, schema=SCHEMA)
 
-    def _press(self, waiting: Deadline) -> bool:
-        """Press the power button; false when nobody in the guest can notice it."""
+    def _press(self, waiting: Deadline) -> str:
+        """Press the power button; returns the run state in which nobody in the guest can notice it, else nothing."""
         with QmpClient.connect(self._directory.join(CONTROL), waiting) as client:
             status = client.execute("query-status", deadline=waiting)["status"]
+            if status == "shutdown":
+                return ""  # it has powered off, and its process is about to end
             if status not in ("running", "paused", "suspended"):
-                return False
+                return str(status)
             now = time.time()
             # Written first: a guest that powers off at once must be known to have been asked.
             request = StopRequest(time=now, until=now + waiting.timeout())
@@ -308,13 +311,14 @@ class Control:
             if status == "paused":
                 client.execute("cont", deadline=waiting)
             client.execute("system_powerdown", deadline=waiting)
-            return True
+            return ""
 
-    def _cannot_be_asked(self, escalate: bool) -> bool:
+    def _cannot_be_asked(self, status: str, escalate: bool) -> bool:
         if escalate:
             return False
         raise UnsupportedOperation(
-            "the guest cannot be asked to power off in its state", hint="resume it, or stop it by force"
+            f"the guest cannot be asked to power off: QEMU's run state is {status}",
+            hint="resume it, or stop it by force",
         )
 
     def _finish(self, seen: Observed, forced: Cause | None, keep: str | None = None) -> None:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "console": ("hvcore.cli.console", "Attach to the console of an instance."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
+    "conformance": ("hvcore.cli.conformance", "Test a driver against the contract, and print the verdict."),
     "demo": ("hvcore.cli.demo", "Build a small Linux guest and show its whole life, in half a minute."),
 }
 """Every command: the module that holds it, and its summary. The module has it under its name with ``_command``."""

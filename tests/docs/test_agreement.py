@@ -115,9 +115,11 @@ def test_hvcore_imports_no_driver() -> None:
 
 @pytest.mark.parametrize("package", DRIVERS)
 def test_drivers_import_public_names_only(package: str) -> None:
-    """A driver has no privileges: it takes from hvcore what hvcore offers to everybody, and never the guests."""
+    """A driver has no privileges: it takes from hvcore what hvcore offers to everybody; guests are for its profile."""
     for path, module, name in _imports(package):
         top = module.partition(".")[0]
+        if module == "hvcore.guests" and path.name == "conformance.py":
+            continue  # what a driver is tested with, not what it runs with
         if top == "hvcore":
             assert module == "hvcore", f"{path.relative_to(ROOT)} imports {module}"
             assert name == "" or name in hvcore.__all__, f"{path.relative_to(ROOT)} imports {name}"

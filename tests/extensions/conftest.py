@@ -22,6 +22,13 @@ class Inner:
 
 
 @attrs.frozen(kw_only=True)
+class Tree:
+    """A record that may hold itself."""
+
+    below: Tree | None = param(default=None, summary="Another.")
+
+
+@attrs.frozen(kw_only=True)
 class Own:
     """Parameters of the driver."""
 
@@ -30,6 +37,7 @@ class Own:
     features: dict[str, bool] = param(factory=dict, summary="Shown.")
     inner: Inner | None = param(default=None, summary="A table.")
     inners: tuple[Inner, ...] = param(default=(), summary="Tables.")
+    tree: Tree | None = param(default=None, summary="A table in itself.")
 
 
 @attrs.frozen(kw_only=True)

@@ -129,6 +129,7 @@ SECRETS = {
     "features": {"smx": True},
     "inner": {"shown": "yes", "hidden": "hunter5", "hiden": "hunter6"},
     "inners": [{"shown": "also", "hidden": "hunter7"}, "hunter8"],
+    "tree": {"below": {"below": {"below": {"password": "hunter0"}}}},
 }
 
 
@@ -148,9 +149,19 @@ def test_secrets_are_masked(load: Load, log: Path) -> None:
         "features": {"smx": True},
         "inner": {"shown": "yes", "hidden": MASK, "hiden": MASK},
         "inners": [{"shown": "also", "hidden": MASK}, MASK],
+        "tree": {"below": {"below": {"below": MASK}}},
     }
     assert shown["disks"][0]["params"] == {"key": MASK, "cache": "none"}
     assert shown["disks"][0]["path"] == "/d"
+
+
+def test_secrets_in_a_device_that_is_rubbish_are_masked(load: Load, log: Path) -> None:
+    """Devices are checked by drivers only."""
+    with pytest.raises(hvcore.Refused):
+        load(AuditLog(log), answers={"hot_add_device": hvcore.Refused("no")}).hot_add_device(
+            "web1", Disk(path=[[{"password": "hunter2"}]], format={"x": "hunter2"}, params=["hunter2"])
+        )
+    assert "hunter" not in log.read_text()
 
 
 @pytest.mark.parametrize("params", ["hunter2", ["hunter2"], {5: "hunter2"}, {"vnc": "hunter2"}, {"vnc": ["hunter2"]}])

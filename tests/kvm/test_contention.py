@@ -27,6 +27,8 @@ DOCUMENTED = {
     "wrong-state",
     "instance-not-found",
     "deadline-exceeded",
+    # A paused guest that another side has reset cannot be asked to power off, which a soft reboot needs.
+    "unsupported-operation",
 }
 
 _APPLICATION = """
@@ -123,7 +125,7 @@ def test_three_at_once_for_a_minute(host: Any, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "hvcore.cli", *roots, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode in (0, 1, 3, 4), f"{arguments}: {done.returncode} {done.stderr}"
+        assert done.returncode in (0, 1, 3, 4, 5), f"{arguments}: {done.returncode} {done.stderr}"
         assert done.returncode != 1 or "in time" in done.stderr or "within" in done.stderr, done.stderr
         ended[done.returncode] += 1
         for each in NAMES:

@@ -108,6 +108,18 @@ def test_reset_keeps_the_process(host: Any) -> None:
     assert host.pid() == before
 
 
+def test_reset_of_a_paused_guest_leaves_it_before_its_first_instruction(host: Any) -> None:
+    """A paused guest that is reset waits to be resumed; until then it cannot be asked to power off."""
+    console = host.start(host.instance())
+    host.driver.pause_instance("web1")
+    assert host.driver.reboot_instance("web1", mode="reset").after is InstanceState.PRELAUNCH
+    assert host.driver.get_instance_info("web1").state is InstanceState.PRELAUNCH
+    with pytest.raises(hvcore.UnsupportedOperation, match="prelaunch"):
+        host.driver.reboot_instance("web1", mode="soft", timeout=30)
+    host.driver.resume_instance("web1")
+    console.expect(b"ready")
+
+
 def test_a_guest_that_ignores_the_button_is_stopped_by_force(host: Any) -> None:
     """A graceful stop whose time is over goes on with force and says so."""
     console = host.start(host.instance())

@@ -75,9 +75,7 @@ with hvcore.load_driver("kvm", settings) as driver:
     def watch(event, args):
         if event == "open":
             flags = args[2] if isinstance(args[2], int) else 0
-            writes = flags & (os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            # A disk is opened for reading and writing to see whether that is possible; nothing is written.
-            if writes or (flags & os.O_RDWR and args[0] not in [disk["path"] for disk in definition["disks"]]):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
                 seen.append([event, str(args[0])])
         elif event.startswith(("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.fork",
                                "os.posix_spawn", "os.exec", "os.system", "os.chmod", "os.chown", "os.truncate",

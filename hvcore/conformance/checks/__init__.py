@@ -1,0 +1,42 @@
+"""The checks, one module per topic: plain functions on a `Subject`, each for one sentence of the contract."""
+
+from __future__ import annotations
+
+from hvcore.conformance.check import Check, checks_of
+from hvcore.conformance.checks import (
+    console,
+    errors,
+    extensions,
+    host,
+    identity,
+    lifecycle,
+    locking,
+    parameters,
+    purity,
+    queries,
+    recovery,
+    restarting,
+    state,
+    stopping,
+)
+
+TOPICS = (
+    identity,
+    parameters,
+    purity,
+    lifecycle,
+    stopping,
+    restarting,
+    recovery,
+    queries,
+    state,
+    errors,
+    locking,
+    extensions,
+    console,
+    host,
+)
+"""The modules of checks, in the order in which they run."""
+
+CHECKS: tuple[Check, ...] = tuple(check for module in TOPICS for check in checks_of(module))
+"""Every check."""

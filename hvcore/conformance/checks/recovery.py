@@ -1,0 +1,142 @@
+"""A host application is killed in the middle of an operation; whoever comes next puts things in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hvcore.capabilities import Capability
+from hvcore.conformance.check import check
+from hvcore.conformance.failure import expect, expect_equal
+from hvcore.conformance.interruption import count_cuts, kill_at, spread
+from hvcore.conformance.subject import Subject
+from hvcore.errors import PolicyDenied
+from hvcore.hookspecs.markers import hookimpl
+from hvcore.model.state import InstanceState
+from hvcore.operation import OperationCall
+
+_MOST = 6
+"""Cuts that are tried of one operation, spread over all."""
+
+
+def _cut_off(
+    subject: Subject,
+    name: str,
+    prepare: Callable[[], object],
+    operation: Callable[[], object],
+    allowed: frozenset[InstanceState | None],
+) -> None:
+    """Kill a host application in an operation at some of its cuts, recover each time, and look."""
+    prepare()
+    for cut in spread(count_cuts(operation), _MOST):
+        prepare()
+        kill_at(operation, cut)
+        subject.load().recover(name)
+        state, lives = subject.state(name), subject.lives(name)
+        expect(state in allowed, f"killed at action {cut}, the state is {state} after recover")
+        expect_equal(lives, state is not None and state.is_alive, f"killed at action {cut}: a process lives")
+
+
+def _stopped(subject: Subject, name: str) -> None:
+    if subject.lives(name):
+        subject.driver.stop_instance(name, force=True)
+
+
+def _forgotten(subject: Subject, name: str) -> None:
+    _stopped(subject, name)
+    subject.driver.cleanup_instance(name)
+
+
+def _running(subject: Subject, name: str) -> None:
+    _stopped(subject, name)
+    subject.driver.start_instance(subject.definition(name))
+
+
+@check("LC-29", capabilities=[Capability.RECOVER])
+def a_start_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a start that was cut off the instance is not there, or it runs."""
+    name = subject.name()
+    _cut_off(
+        subject,
+        name,
+        lambda: _forgotten(subject, name),
+        lambda: subject.driver.start_instance(subject.definition(name)),
+        frozenset({None, InstanceState.RUNNING}),
+    )
+
+
+@check("LC-29", capabilities=[Capability.RECOVER])
+def a_stop_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a stop that was cut off the instance runs, or it is stopped."""
+    name = subject.name()
+    _cut_off(
+        subject,
+        name,
+        lambda: _running(subject, name),
+        lambda: subject.driver.stop_instance(name, force=True),
+        frozenset({InstanceState.RUNNING, InstanceState.STOPPED}),
+    )
+
+
+@check("LC-29", capabilities=[Capability.RECOVER, Capability.PAUSE])
+def a_pause_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a pause that was cut off the instance runs, or it is paused."""
+    name = subject.name()
+    _cut_off(
+        subject,
+        name,
+        lambda: _running(subject, name),
+        lambda: subject.driver.pause_instance(name),
+        frozenset({InstanceState.RUNNING, InstanceState.PAUSED}),
+    )
+
+
+@check("LC-29", capabilities=[Capability.RECOVER, Capability.REBOOT])
+def a_restart_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a cold restart that was cut off the instance runs, in the old life or the new one."""
+    name = subject.name()
+    _cut_off(
+        subject,
+        name,
+        lambda: _running(subject, name),
+        lambda: subject.driver.reboot_instance(name, mode="hard"),
+        frozenset({InstanceState.RUNNING}),
+    )
+
+
+@check("LC-30", capabilities=[Capability.RECOVER])
+def a_second_recovery_finds_nothing(subject: Subject) -> None:
+    """What was put in order stays in order, and so does what always was."""
+    untouched = subject.start()
+    expect_equal(subject.driver.recover(untouched).instances, (), "what is found of a running instance")
+    name = subject.name()
+    cuts = count_cuts(lambda: subject.driver.start_instance(subject.definition(name)))
+    for cut in spread(cuts, 3):
+        _stopped(subject, name)
+        subject.driver.cleanup_instance(name)
+        kill_at(lambda: subject.driver.start_instance(subject.definition(name)), cut)
+        subject.driver.recover(name)
+        expect_equal(subject.driver.recover(name).instances, (), f"killed at action {cut}: what is found again")
+
+
+class _Refusing:
+    """An extension that refuses to recover one instance."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @hookimpl(wrapper=True)
+    def hv_operation(self, call: OperationCall):  # type: ignore[no-untyped-def]
+        """Refuse."""
+        if call.name == "recover" and call.instance == self._name:
+            raise PolicyDenied("not this one")
+        return (yield)
+
+
+@check("LC-31", capabilities=[Capability.RECOVER])
+def one_that_cannot_be_recovered_does_not_stop_the_others(subject: Subject) -> None:
+    """Recovery of all reports the instance it failed on, and goes on."""
+    first, second = sorted((subject.start(), subject.start()))
+    found = subject.load(_Refusing(first)).recover().instances
+    failed = [row.name for row in found if row.outcome == "failed"]
+    expect_equal(failed, [first], "what is reported as failed")
+    expect_equal(subject.state(second), InstanceState.RUNNING, "the state of the other")

@@ -1,0 +1,102 @@
+"""What the suite has to know about one driver: what it can run, and what can be done to it from outside.
+
+A driver offers its profile in the entry-point group ``hvcore.conformance_profiles`` under its own name: a function that
+takes options, a mapping from text to text, and returns a `ConformanceProfile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import attrs
+
+from hvcore.driver import Driver
+from hvcore.errors import LoadError
+from hvcore.findings import Finding, FindingSet
+from hvcore.model.instance import Instance
+
+PROFILE_GROUP = "hvcore.conformance_profiles"
+
+Provoke = Callable[[Driver, str], None]
+"""Makes something happen to the instance of this name, and returns when it has happened."""
+
+
+@attrs.frozen(kw_only=True)
+class ConformanceProfile:
+    """How to test one driver.
+
+    What is ``None`` cannot be done on this host; the checks that need it are not run, and the verdict is at best
+    partial. What does not exist with this hypervisor at all is named in ``absent``. The functions look and act from
+    outside: of the driver they get they may use the directories alone, also when it has been closed.
+
+    Attributes:
+        driver: name of the driver.
+        definition: makes a definition that this host can run; takes a name and a directory for files it needs.
+        lives: says, not by asking the driver, whether a hypervisor process of an instance lives.
+        settings: settings to load the driver with, besides the directories.
+        missing: why this host cannot run instances of the driver at all; empty when it can.
+        wait_ready: returns when the guest of a started instance heeds the power button.
+        resources: everything outside the driver's directories that instances hold on the host, each as a text.
+        guest_powers_off: the guest powers itself off.
+        guest_panics: the guest's kernel panics, and the hypervisor process ends.
+        kill: the hypervisor process is killed without a last word.
+        hang: the hypervisor process answers nothing any more, and lives.
+        answer_again: a hung process answers again.
+        deafen: the guest, which is ready, no longer heeds the power button.
+        damage_records: every record that the driver keeps of a running instance becomes unreadable.
+        times_asked: how often the guest of a live instance was asked to power off.
+        argv: the argument list of the live hypervisor process.
+        restarts: how often the driver has asked for a restart of the host; only where asking restarts nothing.
+        unstartable: makes a definition that passes all checks and whose hypervisor process ends before it is ready.
+        absent: what does not exist with this hypervisor: a field of this record, and the reason.
+    """
+
+    driver: str
+    definition: Callable[[str, str], Instance]
+    lives: Callable[[Driver, str], bool]
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    missing: str = ""
+    wait_ready: Provoke | None = None
+    resources: Callable[[Driver], frozenset[str]] | None = None
+    guest_powers_off: Provoke | None = None
+    guest_panics: Provoke | None = None
+    kill: Provoke | None = None
+    hang: Provoke | None = None
+    answer_again: Provoke | None = None
+    deafen: Provoke | None = None
+    damage_records: Provoke | None = None
+    times_asked: Callable[[Driver, str], int] | None = None
+    argv: Callable[[Driver, str], tuple[str, ...]] | None = None
+    restarts: Callable[[Driver], int] | None = None
+    unstartable: Callable[[str, str], Instance] | None = None
+    absent: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def load_profile(name: str, options: Mapping[str, str] | None = None) -> ConformanceProfile:
+    """The profile of a driver.
+
+    Args:
+        name: name of the driver.
+        options: options of the profile.
+
+    Raises:
+        LoadError: there is none, there are two, or it cannot be made.
+    """
+    found = list(metadata.entry_points(group=PROFILE_GROUP, name=name))
+    if len(found) != 1:
+        known = ", ".join(sorted({point.name for point in metadata.entry_points(group=PROFILE_GROUP)})) or "none"
+        message = "has no conformance profile" if not found else "has two conformance profiles"
+        finding = Finding(code="no-profile", path=name, message=message, hint=f"there are profiles for: {known}")
+        raise LoadError(f"driver {name} cannot be tested", FindingSet([finding]))
+    try:
+        profile = found[0].load()(dict(options or {}))
+    except Exception as error:
+        message = f"{found[0].value} cannot be made: {type(error).__name__}: {error}"
+        finding = Finding(code="broken-plugin", path=name, message=message)
+        raise LoadError(f"the conformance profile of {name} is broken", FindingSet([finding])) from error
+    if not isinstance(profile, ConformanceProfile):
+        finding = Finding(code="broken-plugin", path=name, message=f"{found[0].value} made {type(profile).__name__}")
+        raise LoadError(f"the conformance profile of {name} is broken", FindingSet([finding]))
+    return profile

@@ -1,0 +1,1 @@
+"""The checks as tests: ``pytest -p hvcore.conformance.plugin --pyargs hvcore.conformance.suite --hv-driver NAME``."""

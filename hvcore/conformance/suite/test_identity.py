@@ -1,0 +1,14 @@
+"""Who the driver is."""
+
+from __future__ import annotations
+
+from hvcore.conformance.check import Check
+from hvcore.conformance.checks import identity
+from hvcore.conformance.subject import Subject
+from hvcore.conformance.suite.collection import each_check
+
+
+@each_check(identity)
+def test_identity(check: Check, subject: Subject) -> None:
+    """What the docstring of the check says."""
+    check.run(subject)

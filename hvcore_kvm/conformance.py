@@ -1,0 +1,195 @@
+"""The conformance profile of driver kvm: real QEMU processes that run the firmware guest, looked at from outside.
+
+Option ``accel``: ``tcg``, which is the default and runs everywhere, or ``kvm``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hvcore import ConformanceProfile, Deadline, Driver, Instance, Size
+from hvcore_kvm.directory import EVENTS
+
+_PATIENCE = 30.0
+_OPTIONS = {"accel": ("tcg", "kvm")}
+
+
+def profile(options: Mapping[str, str]) -> ConformanceProfile:
+    """The profile.
+
+    Raises:
+        ValueError: an option is not known.
+    """
+    for key, value in options.items():
+        if value not in _OPTIONS.get(key, ()):
+            raise ValueError(f"{key}={value} is no option; there is accel=tcg and accel=kvm")
+    accel = options.get("accel", "tcg")
+    return ConformanceProfile(
+        driver="kvm",
+        missing="" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed",
+        definition=lambda name, directory: _definition(name, directory, accel),
+        unstartable=lambda name, directory: _unstartable(name, directory, accel),
+        lives=lambda driver, name: bool(_processes(driver, name)),
+        resources=lambda driver: frozenset(f"process {pid}" for pid in _processes(driver)),
+        wait_ready=_wait_ready,
+        guest_powers_off=lambda driver, name: _tell_to_end(driver, name, b"q"),
+        guest_panics=lambda driver, name: _tell_to_end(driver, name, b"p"),
+        kill=_kill,
+        hang=lambda driver, name: _signal(driver, name, signal.SIGSTOP),
+        answer_again=lambda driver, name: _signal(driver, name, signal.SIGCONT),
+        deafen=_deafen,
+        damage_records=_damage_records,
+        times_asked=_times_asked,
+        argv=_argv,
+        absent={"restarts": "a driver that failed this would restart the host"},
+    )
+
+
+def _definition(name: str, directory: str, accel: str) -> Instance:
+    from hvcore.guests import write_firmware  # a host that runs no tests needs no guest
+
+    path = os.path.join(directory, "firmware.rom")
+    if not os.path.exists(path):
+        write_firmware(path)
+    return _instance(name, path, accel)
+
+
+def _unstartable(name: str, directory: str, accel: str) -> Instance:
+    path = os.path.join(directory, "damaged.rom")
+    with open(path, "wb") as file:
+        file.write(b"x" * 1000)
+    return _instance(name, path, accel)
+
+
+def _instance(name: str, firmware: str, accel: str) -> Instance:
+    params: dict[str, Any] = {"machine": "pc", "accel": accel, "firmware_image": firmware}
+    if accel == "kvm":
+        # A software KVM does not know the MSR that CPU model host asks for.
+        params["cpu_features"] = {"arch-capabilities": False}
+    return Instance(name=name, memory=Size(32 << 20), params=params)
+
+
+def _directory(driver: Driver, name: str = "") -> str:
+    return os.path.join(driver.directories.state, "instances", name)
+
+
+def _processes(driver: Driver, name: str = "") -> tuple[int, ...]:
+    """Processes that hold something of an instance, or of any, other than this one; a zombie holds nothing."""
+    place = os.path.join(os.path.realpath(_directory(driver, name)), "")
+    return tuple(pid for entry in os.listdir("/proc") if entry.isdigit() and _holds(pid := int(entry), place))
+
+
+def _holds(pid: int, place: str) -> bool:
+    if pid == os.getpid():
+        return False
+    # Processes end, and descriptors are closed, while they are looked at.
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(place):
+                    return True
+    return False
+
+
+@contextlib.contextmanager
+def _pidfd(driver: Driver, name: str) -> Iterator[int]:
+    pids = _processes(driver, name)
+    if len(pids) != 1:
+        raise RuntimeError(f"{name} has {len(pids)} processes, not one")
+    fd = os.pidfd_open(pids[0])
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _signal(driver: Driver, name: str, number: int) -> None:
+    with _pidfd(driver, name) as fd:
+        signal.pidfd_send_signal(fd, number)
+
+
+def _kill(driver: Driver, name: str) -> None:
+    with _pidfd(driver, name) as fd:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        _wait_end(fd, name)
+
+
+def _wait_end(pidfd: int, name: str) -> None:
+    if not select.select([pidfd], [], [], _PATIENCE)[0]:
+        raise RuntimeError(f"the process of {name} does not end")
+
+
+@contextlib.contextmanager
+def _console(driver: Driver, name: str) -> Iterator[socket.socket]:
+    folder = os.open(_directory(driver, name), os.O_PATH)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.connect(f"/proc/self/fd/{folder}/serial")
+        yield client
+    finally:
+        client.close()
+        os.close(folder)
+
+
+def _tell(client: socket.socket, command: bytes, answer: bytes) -> None:
+    """Send a command until the guest answers: one that is still booting hears nothing."""
+    deadline = Deadline.after(_PATIENCE)
+    said = b""
+    while answer not in said:
+        if deadline.expired:
+            raise RuntimeError(f"the guest does not answer; it said {said!r}")
+        client.sendall(command)
+        if select.select([client], [], [], 0.05)[0]:
+            said += client.recv(4096)
+
+
+def _wait_ready(driver: Driver, name: str) -> None:
+    with _console(driver, name) as client:
+        _tell(client, b"e", b"ok")
+
+
+def _deafen(driver: Driver, name: str) -> None:
+    with _console(driver, name) as client:
+        # It obeys in order. An "ok" alone may be a late answer to one of the questions of `_wait_ready`.
+        _tell(client, b"nc", b"count=")
+
+
+def _tell_to_end(driver: Driver, name: str, command: bytes) -> None:
+    with _pidfd(driver, name) as fd, _console(driver, name) as client:
+        client.sendall(command)
+        _wait_end(fd, name)
+
+
+def _damage_records(driver: Driver, name: str) -> None:
+    directory = _directory(driver, name)
+    for entry in os.listdir(directory):
+        if entry.endswith(".json"):
+            with open(os.path.join(directory, entry), "wb") as file:
+                file.write(b"\0 no record")
+
+
+def _times_asked(driver: Driver, name: str) -> int:
+    """How many power-down events QEMU has written: one for each request, before it answers."""
+    with open(os.path.join(_directory(driver, name), EVENTS), encoding="utf-8") as file:
+        return sum(_event(line) == "POWERDOWN" for line in file)
+
+
+def _event(line: str) -> str:
+    try:
+        return str(json.loads(line).get("event"))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _argv(driver: Driver, name: str) -> tuple[str, ...]:
+    (pid,) = _processes(driver, name)
+    with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+        return tuple(file.read().rstrip("\0").split("\0"))

@@ -356,7 +356,9 @@ def capabilities() -> str:
     claims = {}
     for name in _DRIVERS:
         with tempfile.TemporaryDirectory() as directory, load(name, directory) as driver:
-            claims[name] = driver.description
+            # What is claimed in general: a probe of the host that makes this page must not show.
+            general = getattr(driver.plugin, "claims", driver.description.claims)
+            claims[name] = attrs.evolve(driver.description, claims=general)
     lines = ["# Capabilities", ""]
     lines += [
         "What a driver does not claim, the facade refuses with `UnsupportedOperation`.",

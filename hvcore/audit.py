@@ -83,7 +83,7 @@ def audit_driver(plugin: object, label: str, modules: Sequence[types.ModuleType]
                 hint="install a matching version of the driver",
             )
         )
-    return findings + _claim_faults(label, description, present)
+    return findings + _claim_faults(label, description, present) + _widened_claims(plugin, label, description)
 
 
 def audit_extension(plugin: object, label: str, modules: Sequence[types.ModuleType]) -> list[Finding]:
@@ -143,6 +143,19 @@ def _claim_faults(label: str, description: DriverDescription, present: set[str])
             what = f"is missing, but {operation.capability.value} is claimed"
             findings.append(_fault("claim-without-hook", label, operation.hook, what))
     return findings
+
+
+def _widened_claims(plugin: object, label: str, description: DriverDescription) -> list[Finding]:
+    """A probe of the host may only take away from what the driver claims in general."""
+    general = getattr(plugin, "claims", None)
+    if general is None:
+        return []
+    breadth = {claim.capability: claim.level.breadth for claim in general}
+    return [
+        _fault("widened-claim", label, claim.capability.value, f"is {claim.level.value} here, and less in general")
+        for claim in description.claims
+        if claim.level.breadth > breadth.get(claim.capability, 0)
+    ]
 
 
 def _fault(code: str, label: str, what: str, message: str, hint: str | None = None) -> Finding:

@@ -40,6 +40,11 @@ class ClaimLevel(enum.StrEnum):
     NOT_IMPLEMENTED = "not-implemented"
     IMPOSSIBLE = "impossible"
 
+    @property
+    def breadth(self) -> int:
+        """How much is offered: 2 for all, 1 under a condition, 0 for nothing."""
+        return {ClaimLevel.FULL: 2, ClaimLevel.CONDITIONAL: 1}.get(self, 0)
+
 
 @attrs.frozen(kw_only=True)
 class Claim:
@@ -60,6 +65,20 @@ class Claim:
         """The operation may be called."""
         return self.level in (ClaimLevel.FULL, ClaimLevel.CONDITIONAL)
 
+    def narrowed(self, level: ClaimLevel, reason: str) -> Claim:
+        """The claim after a probe of the host, which may only take away.
+
+        Args:
+            level: what is left of it here.
+            reason: what the probe found.
+
+        Raises:
+            ValueError: that would be more than was claimed.
+        """
+        if level.breadth > self.level.breadth:
+            raise ValueError(f"a probe cannot widen {self.capability.value} from {self.level.value} to {level.value}")
+        return Claim(capability=self.capability, level=level, reason=reason)
+
 
 @attrs.frozen(kw_only=True)
 class DriverDescription:
@@ -70,7 +89,9 @@ class DriverDescription:
         version: its own version.
         hook_api: version of the hook specifications it was written for.
         summary: one sentence.
-        claims: what it can do; a capability it does not mention is not implemented.
+        claims: what it can do on this host; a capability it does not mention is not implemented. A driver that
+            probes the host also has an attribute ``claims``, what it can do where nothing is lacking; the audit
+            holds the two together.
         hypervisor: name and version of what it drives on this host, for example ``QEMU 7.2.22``; empty if unknown.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import hvcore_kvm.hookspecs
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     )
     from hvcore_kvm.operations import Operations
 
-_CLAIMS = (
+CLAIMS = (
     Claim(capability=Capability.PLAN),
     Claim(capability=Capability.START_PAUSED),
     Claim(
@@ -46,7 +47,7 @@ _CLAIMS = (
     Claim(
         capability=Capability.POWERCYCLE,
         level=ClaimLevel.CONDITIONAL,
-        reason="only when the setting allow_powercycle is on",
+        reason="only as root, and when the setting allow_powercycle is on",
     ),
     Claim(capability=Capability.ANCILLARY_FILES),
 )
@@ -59,6 +60,7 @@ class KvmDriver:
         context: name, directories and settings.
     """
 
+    claims = CLAIMS
     family_hookspecs = hvcore_kvm.hookspecs
     families = (
         Family(group="hvcore_kvm.nic_modes", title="NIC mode"),
@@ -91,8 +93,14 @@ class KvmDriver:
             version=hvcore_kvm.VERSION,
             hook_api=1,
             summary="QEMU/KVM without libvirt and without a daemon.",
-            claims=_CLAIMS,
+            claims=tuple(self._narrowed(claim) for claim in CLAIMS),
         )
+
+    def _narrowed(self, claim: Claim) -> Claim:
+        """What this process can do of a claim."""
+        if claim.capability is Capability.POWERCYCLE and os.geteuid() != 0:
+            return claim.narrowed(ClaimLevel.IMPOSSIBLE, f"user {os.geteuid()} cannot restart the host; root can")
+        return claim
 
     @hookimpl
     def hv_parameters(self) -> ParameterTable:

@@ -444,3 +444,27 @@ def test_loading_and_closing_leaks_nothing(settings: Any) -> None:
     gc.collect()
     assert [reference() for reference in gone] == [None] * len(gone)
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_a_probe_only_narrows(tmp_path: Path) -> None:
+    """What a driver claims on a host may be less than in general, never more; the facade goes by what it is here."""
+    general = (Claim(capability=Capability.PAUSE), Claim(capability=Capability.RESET, level=ClaimLevel.CONDITIONAL))
+    with pytest.raises(ValueError, match="cannot widen reset"):
+        general[1].narrowed(ClaimLevel.FULL, "surely")
+    here = (general[0].narrowed(ClaimLevel.IMPOSSIBLE, "this host cannot"), general[1])
+
+    def driver(claims: tuple[Claim, ...]) -> object:
+        description = DriverDescription(name="t", version="1", hook_api=1, summary="", claims=claims)
+        made: Any = _describing(tmp_path, description)
+        made.claims = general
+        return made
+
+    with (
+        _load(tmp_path, driver(here)) as loaded,
+        pytest.raises(hvcore.UnsupportedOperation, match="this host cannot"),
+    ):
+        loaded.pause_instance("web1")
+    wider = (Claim(capability=Capability.RESET), Claim(capability=Capability.CONSOLE))
+    with pytest.raises(LoadError) as caught:
+        _load(tmp_path, driver(wider))
+    assert caught.value.findings.codes == ("widened-claim", "widened-claim")

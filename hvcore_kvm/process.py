@@ -7,6 +7,7 @@ time it is used. A zombie is dead: ``/proc`` and ``kill(pid, 0)`` call it alive 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import math
@@ -26,7 +27,10 @@ ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_A
 FIRST_FD = 3
 """Number of the first descriptor a QEMU process inherits besides standard input, output and error."""
 
-_LAUNCHER = ("/usr/bin/env", "--chdir=/")
+_CHDIR = ("/usr/bin/env", "--chdir=/")
+"""Changes the working directory where a thread cannot have one of its own."""
+
+_CLONE_FS = 0x200
 _TERM_PATIENCE = 3.0
 
 
@@ -200,16 +204,7 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
         actions += [(os.POSIX_SPAWN_DUP2, fd, FIRST_FD + index) for index, fd in enumerate(moved[:-1])]
         # Python's own descriptors close on exec; those of C libraries in the host application may not.
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd >= FIRST_FD + len(fds)]
-        words = [*_LAUNCHER, *launcher, *argv]
-        pid = os.posix_spawn(
-            words[0],
-            words,
-            dict(ENVIRONMENT),
-            file_actions=actions,
-            setsid=True,
-            setsigmask=(),
-            setsigdef=tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
-        )
+        pid = _spawn_in_root([*launcher, *argv], actions)
     except OSError as error:
         raise HostError(f"cannot start a process: {error.strerror}", code="spawn-refused") from error
     finally:
@@ -218,6 +213,56 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
     with _CHILDREN_LOCK:
         _CHILDREN.add(pid)
     return pid
+
+
+def _spawn_in_root(words: list[str], actions: Sequence[tuple[int, ...]]) -> int:
+    """Start a process with ``/`` as its working directory and a umask that gives nothing to others.
+
+    posix_spawn has neither, and both belong to the whole host application. But Linux lets a thread have its own
+    (unshare with CLONE_FS), which the process it starts inherits: a thread for this one call costs a tenth of executing
+    another program in between. Where that is not allowed, as in some containers, the other program does it.
+
+    Raises:
+        OSError: the kernel refused to start the program.
+    """
+    outcome: list[int | OSError] = []
+
+    def run() -> None:
+        try:
+            prefix: tuple[str, ...] = _CHDIR
+            if _unshare_fs():
+                os.chdir("/")
+                os.umask(0o077)
+                prefix = ()
+            outcome.append(_posix_spawn([*prefix, *words], actions))
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="hvcore spawn")
+    thread.start()
+    thread.join()
+    (result,) = outcome
+    if isinstance(result, OSError):
+        raise result
+    return result
+
+
+def _unshare_fs() -> bool:
+    """Give this thread a working directory and a umask of its own; false where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)  # os.unshare comes with Python 3.12
+    return bool(libc.unshare(_CLONE_FS) == 0)
+
+
+def _posix_spawn(words: list[str], actions: Sequence[tuple[int, ...]]) -> int:
+    return os.posix_spawn(
+        words[0],
+        words,
+        dict(ENVIRONMENT),
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+    )
 
 
 def _open(identity: ProcessIdentity) -> int | None:

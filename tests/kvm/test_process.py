@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hvcore import Deadline
+from hvcore import Deadline, HostError
 from hvcore_kvm import process
 
 
@@ -116,13 +116,22 @@ def test_a_process_gets_exactly_its_descriptors(output: int, tmp_path: Path) -> 
     assert said.strip().endswith("['0', '1', '2', '3', '4', '5', '6']")
 
 
-def test_a_process_has_a_clean_environment(output: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of our environment, directory, signal masks or session reaches it."""
+@pytest.mark.parametrize("unshared", [True, False])
+def test_a_process_has_a_clean_environment(
+    output: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unshared: bool
+) -> None:
+    """Nothing of our environment, directory, signal masks or session reaches it, and nothing of its reaches us."""
     monkeypatch.setenv("SECRET", "x")
+    monkeypatch.chdir(tmp_path)
+    if not unshared:
+        # As in a container that does not allow it.
+        monkeypatch.setattr(process, "_unshare_fs", lambda: False)
     script = (
         "import os, signal; print(sorted(os.environ), os.getcwd(), os.getsid(0) == os.getpid(),"
         " signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     )
+    umask = os.umask(0)
+    os.umask(umask)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
         pid = _spawn(output, sys.executable, "-I", "-S", "-c", script)
@@ -130,6 +139,16 @@ def test_a_process_has_a_clean_environment(output: int, monkeypatch: pytest.Monk
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     assert _wait(pid) == 0
     assert os.pread(output, 1000, 0).decode().strip() == "['LC_ALL', 'PATH'] / True set()"
+    assert Path.cwd() == tmp_path
+    assert os.umask(umask) == umask
+
+
+def test_a_program_that_cannot_be_executed(output: int, tmp_path: Path) -> None:
+    """What the kernel refuses to execute is a typed error, and no process."""
+    (tmp_path / "program").write_text("no program")
+    (tmp_path / "program").chmod(0o755)
+    with pytest.raises(HostError, match="Exec format error"):
+        _spawn(output, str(tmp_path / "program"))
 
 
 def test_holders_are_found_by_inode(output: int, tmp_path: Path) -> None:

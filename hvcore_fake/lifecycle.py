@@ -17,6 +17,7 @@ from hvcore import (
     OutcomeUnknown,
     RecordError,
     Transition,
+    UnsupportedOperation,
     WrongState,
     format_seconds,
 )
@@ -34,6 +35,9 @@ PRESS_AGAIN = 5.0
 _LONGEST_WAIT = 7 * 86400.0
 
 _RUNS: tuple[InstanceState, ...] = (InstanceState.RUNNING,)
+
+_ASKABLE = (InstanceState.RUNNING, InstanceState.SHUTTING_DOWN, InstanceState.PAUSED)
+"""States in which a guest can notice its power button; a paused one is let run for it."""
 
 _STILL: tuple[InstanceState, ...] = (InstanceState.PAUSED, InstanceState.PRELAUNCH)
 
@@ -143,6 +147,14 @@ def cleanup(call: Call, name: str) -> Transition:
 def _power_off(call: Call, effects: Transaction, process: Process, grace: float, retry: bool, escalate: bool) -> bool:
     """Ask the guest to power off and give it its time; says whether it did."""
     world, name = call.world, process.name
+    if process.state not in _ASKABLE:
+        if escalate:
+            return False
+        raise UnsupportedOperation(
+            f"the guest cannot be asked to power off: it is in state {process.state}",
+            hint="resume it, or stop it by force",
+            instance=name,
+        )
     outstanding = process.pressed is not None and world.clock() - process.pressed < PRESS_AGAIN
     if retry or not outstanding:
         effects.effect("button", lambda: world.press(name), undo=lambda: put_in_order(world, name))

@@ -148,6 +148,17 @@ class StopAlwaysEscalates(FakeDriver):
         return super().hv_stop_instance(name, force, grace, retry, True, deadline)
 
 
+@breaks("LC-15")
+class StopOfTheDeafBeginsThem(FakeDriver):
+    @hookimpl
+    def hv_stop_instance(
+        self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
+    ) -> Transition:
+        if not force and self.hv_get_instance_info(name, deadline).state is InstanceState.PRELAUNCH:
+            self.hv_resume_instance(name, deadline)
+        return super().hv_stop_instance(name, force, grace, retry, escalate, deadline)
+
+
 @breaks("LC-13")
 class StopNeverEscalates(FakeDriver):
     @hookimpl

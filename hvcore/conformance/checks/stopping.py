@@ -6,7 +6,7 @@ from hvcore.capabilities import Capability
 from hvcore.conformance.check import check
 from hvcore.conformance.failure import expect, expect_equal, expect_error
 from hvcore.conformance.subject import PATIENCE, Subject
-from hvcore.errors import DeadlineExceeded
+from hvcore.errors import DeadlineExceeded, UnsupportedOperation
 from hvcore.model.state import Cause, InstanceState
 
 _GRACE = 0.5
@@ -118,6 +118,18 @@ def with_escalation_a_deaf_guest_is_stopped_by_force(subject: Subject) -> None:
     expect(not subject.lives(name), "its process lives after the stop")
     info = subject.info(name)
     expect_equal((info.state, info.reason.cause), (InstanceState.STOPPED, Cause.HOST_FORCE_STOP), "how it ended")
+
+
+@check("LC-15", capabilities=[Capability.GRACEFUL_STOP, Capability.START_PAUSED])
+def a_guest_that_cannot_be_asked_is_not_stopped(subject: Subject) -> None:
+    """A guest before its first instruction notices no button: without escalation the stop is refused."""
+    name = subject.start(paused=True)
+    expect_error(
+        UnsupportedOperation,
+        lambda: subject.driver.stop_instance(name, timeout=PATIENCE, escalate=False),
+        "the graceful stop of a guest that has not begun",
+    )
+    expect_equal(subject.state(name), InstanceState.PRELAUNCH, "the state after the stop that was refused")
 
 
 @check("LC-14", capabilities=[Capability.GRACEFUL_STOP], needs=["deafen", "times_asked"])

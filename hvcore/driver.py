@@ -126,19 +126,13 @@ class Driver:
 
     def check_parameter_syntax(self, instance: DefinitionLike) -> FindingSet:
         """Find everything wrong with a definition that can be known without looking at a host."""
-        definition, findings = read_definition(instance)
-        reported = {finding.path for finding in findings}
-        found = self._call("check_parameter_syntax", definition.name, instance=self._known(definition))
-        # What the model has reported is not reported again by a driver that saw an empty value in its place.
-        fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
-        return FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
+        return self._examined(instance)[1]
 
     def validate_parameters(self, instance: DefinitionLike, *, timeout: float | None = None) -> FindingSet:
         """Find everything that stands against running a definition here: syntax first, then the host."""
-        findings = self.check_parameter_syntax(instance)
+        definition, findings = self._examined(instance)
         if not findings.ok:
             return findings
-        definition = self._definition(instance)
         return findings + self._call(
             "validate_parameters",
             definition.name,
@@ -577,12 +571,18 @@ class Driver:
     def _known(self, definition: Instance) -> Instance:
         return with_identities(definition, self._host_id)
 
-    def _definition(self, instance: DefinitionLike) -> Instance:
-        return self._known(read_definition(instance)[0])
+    def _examined(self, instance: DefinitionLike) -> tuple[Instance, FindingSet]:
+        """The definition with its identities filled in, and everything wrong with its syntax."""
+        read, findings = read_definition(instance)
+        definition = self._known(read)
+        found: FindingSet = self._call("check_parameter_syntax", definition.name, instance=definition)
+        # What the model has reported is not reported again by a driver that saw an empty value in its place.
+        reported = {finding.path for finding in findings}
+        fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
+        return definition, FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
 
     def _checked(self, instance: DefinitionLike) -> Instance:
-        findings = self.check_parameter_syntax(instance)
-        definition = self._definition(instance)
+        definition, findings = self._examined(instance)
         if not findings.ok:
             raise self._stamp(
                 InvalidParameters("the definition has errors", findings.errors),

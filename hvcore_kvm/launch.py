@@ -11,6 +11,7 @@ from hvcore import (
     Deadline,
     DeadlineExceeded,
     HypervisorRefused,
+    InstanceState,
     Journal,
     OperationFailed,
     RecordError,
@@ -73,6 +74,14 @@ class Launch:
         with contextlib.suppress(RecordError):
             self._old_history = directory.read(HISTORY, History, schema=SCHEMA, data=True)
         self._old_placement = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
+
+    @property
+    def state_before(self) -> InstanceState | None:
+        """What the account of its last life says, if there is one."""
+        if self._old_history is None:
+            return None
+        # One that was never seen to end went down with its host.
+        return self._old_history.state or InstanceState.CRASHED
 
     def run(self, deadline: Deadline) -> None:
         """Start it.
@@ -145,7 +154,6 @@ class Launch:
         patience = deadline.sooner(self._start_timeout)
         try:
             self._client.negotiate(patience)
-            self._client.execute("query-status", deadline=patience)
         except (QmpConnectError, QmpClosed, QmpTimeout) as error:
             raise self._not_ready(error) from error
 

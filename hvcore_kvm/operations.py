@@ -67,10 +67,11 @@ class Operations:
         self._settings = settings
         self._families = families
         self._hook = hook
+        self._last_read: tuple[Instance, tuple[definition.Definition, list[Finding]]] | None = None
 
     def check_parameter_syntax(self, instance: Instance) -> FindingSet:
         """Everything that needs no host."""
-        return FindingSet(definition.read(instance, self._families)[1])
+        return FindingSet(self._read(instance)[1])
 
     def validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """Everything on this host."""
@@ -83,7 +84,7 @@ class Operations:
     def assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """What is legal but unwise."""
         findings = []
-        parsed, _ = definition.read(instance, self._families)
+        parsed, _ = self._read(instance)
         if parsed.machine.accel == "tcg":
             message = "guests are emulated, which is slow"
             findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
@@ -112,12 +113,12 @@ class Operations:
         """Start it."""
         with self._directory(instance.name) as directory:
             self._refuse_running(directory)
-            before = self._state(directory)
+            left = self._state(directory) if directory.exists else None
             plan = self._plan(instance, directory, paused, deadline)
             self._control(directory).clear_leftovers(deadline)
-            self._run(plan, directory, deadline)
+            before = self._run(plan, directory, deadline)
         after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
-        return Transition(name=instance.name, before=before, after=after, changed=True, detail="started")
+        return Transition(name=instance.name, before=left or before, after=after, changed=True, detail="started")
 
     def stop_instance(
         self, name: str, force: bool, grace: float, retry: bool, escalate: bool, deadline: Deadline
@@ -283,7 +284,7 @@ class Operations:
         Raises:
             InvalidParameters: everything on this host that stands against it.
         """
-        parsed, findings = definition.read(instance, self._families)
+        parsed, findings = self._read(instance)
         if findings:
             raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
         capabilities = self._capabilities(parsed, deadline)
@@ -307,10 +308,20 @@ class Operations:
             placement=placement.placement(machine, places, kept),
         )
 
-    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> None:
-        Launch(plan, directory, self._settings.start_timeout, self._announce).run(deadline)
+    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> InstanceState | None:
+        """Start it; returns what its account said of it before."""
+        launch = Launch(plan, directory, self._settings.start_timeout, self._announce)
+        launch.run(deadline)
         # Of a reboot that is now complete.
         directory.remove(REBOOT)
+        return launch.state_before
+
+    def _read(self, instance: Instance) -> tuple[definition.Definition, list[Finding]]:
+        """Structure the parameters of a definition; the facade has the same one checked and then started."""
+        known = self._last_read
+        if known is None or known[0] is not instance:
+            known = self._last_read = (instance, definition.read(instance, self._families))
+        return known[1]
 
     def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
         return plan_launch(self._decide(instance, deadline), directory, paused=paused)

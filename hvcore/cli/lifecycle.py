@@ -1,4 +1,4 @@
-"""``hv start``, ``stop``, ``reboot``, ``pause``, ``resume`` and ``cleanup``."""
+"""``hv start``, ``stop``, ``reboot``, ``pause``, ``resume``, ``recover`` and ``cleanup``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import click
 
 from hvcore.cli.duration import timeout_option
 from hvcore.cli.exit_status import ExitStatus
-from hvcore.cli.instance_file import checked_instance, file_argument, instance_name, is_file, name_argument
+from hvcore.cli.instance_file import (
+    checked_instance,
+    complete_instances,
+    file_argument,
+    instance_name,
+    is_file,
+    name_argument,
+)
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
 from hvcore.model.state import Transition
@@ -107,6 +114,28 @@ def cleanup_command(session: Session, name: str, timeout: float | None) -> None:
     with session.driver() as driver:
         transition = driver.cleanup_instance(instance_name(name), timeout=timeout)
     show_transition(session, transition)
+
+
+@click.command(cls=HvCommand)
+@click.argument("name", metavar="[NAME|FILE]", required=False, shell_complete=complete_instances)
+@timeout_option
+@click.pass_obj
+def recover_command(session: Session, name: str | None, timeout: float | None) -> int:
+    """Put in order what a killed program left half done.
+
+    One instance, or all of them. Ends with 1 when something could not be put in order.
+    """
+    output = session.output()
+    with session.driver() as driver:
+        found = driver.recover(instance_name(name) if name else None, timeout=timeout).instances
+    if output.as_json:
+        output.document({"instances": found})
+    else:
+        for one in found:
+            output.say(f"{one.name}: {one.operation} {one.outcome}; {one.detail}")
+        if not found:
+            output.say("nothing was half done")
+    return ExitStatus.FAILED if any(one.outcome == "failed" for one in found) else ExitStatus.DONE
 
 
 def show_transition(session: Session, transition: Transition) -> None:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "console": ("hvcore.cli.console", "Attach to the console of an instance."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
+    "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
     "conformance": ("hvcore.cli.conformance", "Test a driver against the contract, and print the verdict."),
     "demo": ("hvcore.cli.demo", "Build a small Linux guest and show its whole life, in half a minute."),

@@ -54,6 +54,19 @@ def test_everything_is_json_on_request(hv: Hv, instance_file: Path) -> None:
     assert json.loads(hv("stop", "web1", "--force", "--json").stdout)["after"] == "stopped"
 
 
+def test_recover_says_what_it_found(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+    """Nothing to do, one interrupted start undone, and the same for machines."""
+    assert hv("recover").stdout == "nothing was half done\n"
+    assert json.loads(hv("recover", "web1", "--json").stdout) == {"instances": []}
+    # What a host application leaves that is killed right after it began.
+    directory = tmp_path / "hv" / "state" / "kvm" / "instances" / "web1"
+    directory.mkdir(parents=True)
+    (directory / "journal").write_text('{"begin":"start"}\n')
+    recovered = hv("recover", instance_file)
+    assert (recovered.returncode, recovered.stdout) == (0, "web1: start undone; nothing of it is left\n")
+    assert not directory.exists()
+
+
 def test_a_second_start_ends_with_4(hv: Hv, instance_file: Path) -> None:
     """Running already is a wrong state; with --json the error is a document on standard error."""
     hv("start", instance_file, "--paused")

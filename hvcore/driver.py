@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
-
-import pluggy
+from typing import TYPE_CHECKING, Literal, Self
 
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
-from hvcore.definition import DefinitionLike, read_definition
+from hvcore.definition import DefinitionLike
 from hvcore.directories import Directories
-from hvcore.errors import HypervisorError, InvalidParameters, Refused, UnsupportedOperation
-from hvcore.extension_fault import extension_fault, result_fault
-from hvcore.findings import Finding, FindingSet
+from hvcore.errors import HypervisorError
+from hvcore.findings import FindingSet
 from hvcore.hookspecs.table import OPERATION
-from hvcore.locks import instance_lock, sweep_locks
-from hvcore.model.instance import Instance, with_identities
-from hvcore.model.names import check_instance_name
-from hvcore.operation import DISPATCHER, Dispatcher, DriverView, OperationCall, result_type
+from hvcore.locks import sweep_locks
+from hvcore.model.instance import Instance
 from hvcore.params.declare import ParameterTable
+from hvcore.passage import Passage, checked_name, invalid_argument
 
 if TYPE_CHECKING:
     from hvcore.model.console import Console, PasswordResult, Screenshot
@@ -45,30 +38,13 @@ FORCE_RESERVE = 15.0
 """Seconds a graceful stop has on top of its timeout, to go on with force and to clean up."""
 
 
-class Driver:
+class Driver(Passage):
     """A loaded driver. Made by `hvcore.load_driver`; safe to use from many threads; a context manager.
 
     Every method that is about one instance takes its name, or the `Instance`. ``timeout`` is in seconds; each
     operation has a default (see ``docs/reference/operations.md``). All errors are `HypervisorError`; they carry
     driver, operation and instance.
     """
-
-    def __init__(
-        self,
-        name: str,
-        manager: pluggy.PluginManager,
-        plugin: object,
-        directories: Directories,
-        host_id: str,
-    ) -> None:
-        self._name = name
-        self._manager: pluggy.PluginManager | None = manager
-        self._plugin = plugin
-        self._directories = directories
-        self._host_id = host_id
-        self._description: DriverDescription = manager.hook.hv_describe_driver()
-        self._table: ParameterTable | None = None
-        self._view = DriverView(cast("Dispatcher", manager.get_plugin(DISPATCHER)))
 
     @property
     def name(self) -> str:
@@ -218,7 +194,7 @@ class Driver:
         Raises:
             DeadlineExceeded: the guest did not power off and ``escalate`` is false.
         """
-        name = _name(instance)
+        name = checked_name(instance)
         if not force and not escalate:
             self._require(Capability.GRACEFUL_STOP, "stop_instance", name)
         given = OPERATION["stop_instance"].default_timeout if timeout is None else timeout
@@ -249,9 +225,11 @@ class Driver:
                 ``reset`` is the reset button.
             timeout: seconds the guest is given to power off in mode ``soft``.
         """
-        name = _name(instance)
+        name = checked_name(instance)
         if mode not in ("soft", "hard", "reset"):
-            raise self._stamp(_invalid("mode", f"{mode!r} is none of soft, hard, reset", name), "reboot_instance", name)
+            raise self._stamp(
+                invalid_argument("mode", f"{mode!r} is none of soft, hard, reset", name), "reboot_instance", name
+            )
         if mode == "reset":
             self._require(Capability.RESET, "reboot_instance", name)
         given = OPERATION["reboot_instance"].default_timeout if timeout is None else timeout
@@ -418,7 +396,7 @@ class Driver:
         """Prepare this host to receive an instance."""
         return self._call(
             "accept_instance",
-            _name(info.instance),
+            checked_name(info.instance),
             timeout=timeout,
             info=info,
             address=address,
@@ -455,7 +433,7 @@ class Driver:
         """Finish a migration on the destination."""
         return self._call(
             "finalize_migration_dst",
-            _name(info.instance),
+            checked_name(info.instance),
             timeout=timeout,
             info=info,
             success=success,
@@ -483,138 +461,3 @@ class Driver:
     def events(self, cursor: str | None = None, *, timeout: float = 0.0) -> EventBatch:
         """Read events after a cursor; wait up to ``timeout`` seconds for the first."""
         return self._call("events", timeout=timeout, cursor=cursor, deadline=...)
-
-    # The one way through
-
-    def _named(
-        self,
-        operation: str,
-        instance: Instance | str,
-        timeout: float | None,
-        **arguments: Any,
-    ) -> Any:
-        try:
-            name = _name(instance)
-        except InvalidParameters as error:
-            raise self._stamp(error, operation, None) from None
-        return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
-
-    def _call(
-        self,
-        operation_name: str,
-        instance_name: str | None = None,
-        /,
-        *,
-        timeout: float | None = None,
-        **arguments: Any,
-    ) -> Any:
-        operation = OPERATION[operation_name]
-        try:
-            manager = self._manager
-            if manager is None:
-                raise Refused("the driver has been closed", code="driver-closed")
-            if operation.capability is not None:
-                self._require(operation.capability, operation_name, instance_name)
-            deadline = Deadline.after(operation.default_timeout if timeout is None else timeout)
-            if "deadline" in arguments:
-                arguments["deadline"] = deadline
-            with self._lock(operation_name, instance_name, deadline) if operation.mutating else _NOTHING:
-                call = OperationCall(
-                    name=operation_name,
-                    driver=self._name,
-                    instance=instance_name,
-                    arguments=arguments,
-                    deadline=deadline,
-                    begun=deadline.clock(),
-                    view=self._view,
-                )
-                result = manager.hook.hv_operation(call=call)
-            # The dispatcher has checked what the driver returned: only an extension can have changed it.
-            if not isinstance(result, expected := result_type(operation_name)):
-                raise result_fault(result, expected, operation_name, manager)
-        except HypervisorError as error:
-            raise self._stamp(error, operation_name, instance_name) from error.__cause__
-        except Exception as error:
-            fault = extension_fault(error, operation_name, self._manager)
-            raise self._stamp(fault, operation_name, instance_name) from error
-        return result
-
-    def _lock(
-        self, operation: str, instance: str | None, deadline: Deadline
-    ) -> contextlib.AbstractContextManager[None]:
-        if instance is None:
-            return _NOTHING
-        return instance_lock(self._lock_directory, instance, operation, deadline)
-
-    @property
-    def _lock_directory(self) -> str:
-        return os.path.join(self._directories.state, "locks")
-
-    def _require(self, capability: Capability, operation: str, instance: str | None) -> None:
-        claim = self._description.claim(capability)
-        if not claim.offered:
-            raise self._stamp(
-                UnsupportedOperation(
-                    f"driver {self._name} does not offer {capability.value} ({claim.level.value}): {claim.reason}",
-                    hint=f"'hv doctor --driver {self._name}' shows what it offers",
-                ),
-                operation,
-                instance,
-            )
-
-    def _stamp(self, error: HypervisorError, operation: str, instance: str | None) -> HypervisorError:
-        error.driver = error.driver or self._name
-        error.operation = error.operation or operation
-        error.instance = error.instance or instance
-        return error
-
-    def _known(self, definition: Instance) -> Instance:
-        return with_identities(definition, self._host_id)
-
-    def _examined(self, instance: DefinitionLike) -> tuple[Instance, FindingSet]:
-        """The definition with its identities filled in, and everything wrong with its syntax."""
-        read, findings = read_definition(instance)
-        definition = self._known(read)
-        found: FindingSet = self._call("check_parameter_syntax", definition.name, instance=definition)
-        # What the model has reported is not reported again by a driver that saw an empty value in its place.
-        reported = {finding.path for finding in findings}
-        fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
-        return definition, FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
-
-    def _checked(self, instance: DefinitionLike) -> Instance:
-        definition, findings = self._examined(instance)
-        if not findings.ok:
-            raise self._stamp(
-                InvalidParameters("the definition has errors", findings.errors),
-                "check_parameter_syntax",
-                definition.name or None,
-            )
-        return definition
-
-
-_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-
-def _covers(reported: str, path: str) -> bool:
-    return path == reported or path.startswith((f"{reported}.", f"{reported}["))
-
-
-def _name(instance: Instance | str) -> str:
-    name = instance.name if isinstance(instance, Instance) else instance
-    problem = check_instance_name(name) if type(name) is str else "is not text"
-    if problem:
-        raise _invalid("name", problem, None)
-    return name
-
-
-def _invalid(path: str, message: str, instance: str | None) -> InvalidParameters:
-    return InvalidParameters(
-        "an argument is not valid",
-        FindingSet([Finding(code="invalid-value", path=path, message=message)]),
-        instance=instance,
-    )
-
-
-def operation_methods() -> Mapping[str, Any]:
-    """The methods of `Driver` that are operations, by name."""
-    return {name: getattr(Driver, name) for name in OPERATION}

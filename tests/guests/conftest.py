@@ -90,7 +90,8 @@ class RunningGuest:
         wanted = marker.encode() if isinstance(marker, str) else marker
         end = time.monotonic() + DEADLINE
         while wanted not in self._text:
-            assert time.monotonic() < end, f"no {wanted!r} in {self._text[-2000:]!r}"
+            if time.monotonic() >= end:
+                pytest.fail(f"no {wanted!r} in {self._text[-2000:]!r}")
             data = self.serial.recv(65536)
             assert data, f"the guest is gone, no {wanted!r} in {self._text[-2000:]!r}"
             self._text += data

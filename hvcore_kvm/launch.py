@@ -24,7 +24,7 @@ from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.directory import CONTROL, JOURNAL, STDERR, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
 from hvcore_kvm.launch_plan import LaunchPlan
-from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpRefused, QmpTimeout
+from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.qmp.client import connect_unix
 from hvcore_kvm.runtime import (
     HISTORY,
@@ -154,7 +154,7 @@ class Launch:
         patience = deadline.sooner(self._start_timeout)
         try:
             self._client.negotiate(patience)
-        except (QmpConnectError, QmpClosed, QmpTimeout) as error:
+        except QmpError as error:
             raise self._not_ready(error) from error
 
     def _not_ready(self, error: QmpError) -> OperationFailed:

@@ -30,7 +30,7 @@ from hvcore_kvm import process
 from hvcore_kvm.directory import CONTROL, EVENTS, JOURNAL, InstanceDirectory
 from hvcore_kvm.events import last, read_events
 from hvcore_kvm.observation import Observed, ended_state, observe
-from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpRefused, QmpTimeout
+from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, REBOOT, SCHEMA, STOP_REQUEST, History, Reboot, StopRequest
 
 PRESS_AGAIN = 5.0
@@ -189,7 +189,9 @@ class Control:
         if not self._directory.exists:
             return None, None
         seen = observe(self._directory)
-        reboot = self._directory.read(REBOOT, Reboot, schema=SCHEMA)
+        reboot = None
+        with contextlib.suppress(RecordError):
+            reboot = self._directory.read(REBOOT, Reboot, schema=SCHEMA)
         if seen.started:
             if self._directory.tail(JOURNAL, 1):
                 # Killed between the guest's start and the end of the journal: it is completed.
@@ -239,17 +241,22 @@ class Control:
 
     def _after_end(self, seen: Observed) -> Observed:
         """What is to be seen now that its process has ended; what cannot have changed is not read again."""
-        try:
-            request = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
-        except RecordError:
-            request = None
-        return attrs.evolve(seen, alive=False, request=request, events=read_events(self._directory))
+        return attrs.evolve(seen, alive=False, request=self._read_request(), events=read_events(self._directory))
+
+    def _read_request(self) -> StopRequest | None:
+        # A damaged one is no reason not to stop: then only the reason of the end is less exact.
+        with contextlib.suppress(RecordError):
+            return self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        return None
+
+    def _write_request(self, request: StopRequest) -> None:
+        # Nor is a full file system.
+        with contextlib.suppress(RecordError):
+            self._directory.write(STOP_REQUEST, request, schema=SCHEMA)
 
     def _end(self, pidfd: int, deadline: Deadline) -> None:
         now = time.time()
-        # A full file system must not keep an instance alive; then only the reason of its end is less exact.
-        with contextlib.suppress(RecordError):
-            self._directory.write(STOP_REQUEST, StopRequest(time=now, until=now, forced=True), schema=SCHEMA)
+        self._write_request(StopRequest(time=now, until=now, forced=True))
         if not process.end(pidfd, deadline):
             raise OutcomeUnknown(
                 "QEMU was killed and does not end",
@@ -266,7 +273,7 @@ class Control:
                 "the guest cannot be asked to power off: it has no ACPI", hint="stop it by force"
             )
         waiting = deadline.sooner(grace)
-        outstanding = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        outstanding = self._read_request()
         press = retry or outstanding is None or time.time() >= outstanding.until
         try:
             while not waiting.expired:
@@ -275,7 +282,7 @@ class Control:
                 press = True
                 if process.wait_dead(pidfd, waiting.sooner(PRESS_AGAIN)):
                     return True
-        except (QmpConnectError, QmpTimeout, QmpClosed) as error:
+        except QmpError as error:
             if process.wait_dead(pidfd, Deadline.after(1.0)):
                 return True
             if not escalate:
@@ -291,10 +298,9 @@ class Control:
 
     def _stop_waiting(self) -> None:
         """Nobody waits for the guest any more; when it was last asked stays known."""
-        request = self._directory.read(STOP_REQUEST, StopRequest, schema=SCHEMA)
+        request = self._read_request()
         if request is not None:
-            ended = StopRequest(time=request.time, until=min(request.until, time.time()))
-            self._directory.write(STOP_REQUEST, ended, schema=SCHEMA)
+            self._write_request(StopRequest(time=request.time, until=min(request.until, time.time())))
 
     def _press(self, waiting: Deadline) -> str:
         """Press the power button; returns the run state in which nobody in the guest can notice it, else nothing."""
@@ -306,8 +312,7 @@ class Control:
                 return str(status)
             now = time.time()
             # Written first: a guest that powers off at once must be known to have been asked.
-            request = StopRequest(time=now, until=now + waiting.timeout())
-            self._directory.write(STOP_REQUEST, request, schema=SCHEMA)
+            self._write_request(StopRequest(time=now, until=now + waiting.timeout()))
             if status == "paused":
                 client.execute("cont", deadline=waiting)
             client.execute("system_powerdown", deadline=waiting)
@@ -349,7 +354,9 @@ class Control:
 
     def _restore_history(self) -> None:
         """A start that never came to an end leaves the account of the life before it."""
-        before = self._directory.read(HISTORY_BEFORE, History, schema=SCHEMA)
+        before = None
+        with contextlib.suppress(RecordError):
+            before = self._directory.read(HISTORY_BEFORE, History, schema=SCHEMA)
         if before is not None:
             self._directory.write(HISTORY, before, schema=SCHEMA, data=True)
         else:
@@ -393,13 +400,17 @@ class Control:
             raise DeadlineExceeded("QEMU does not answer, nothing was asked of it", instance=self._name) from error
         except QmpClosed as error:
             raise NotRunning("it has just ended", instance=self._name) from error
+        except QmpRefused as error:
+            raise HypervisorRefused("query-status", error.error_class, error.text, instance=self._name) from error
+        except (QmpError, KeyError, TypeError) as error:
+            raise OutcomeUnknown(f"QEMU answers nonsense: {error}", instance=self._name) from error
 
     def _execute(self, client: QmpClient, command: str, deadline: Deadline) -> None:
         try:
             client.execute(command, deadline=deadline)
         except QmpRefused as error:
             raise HypervisorRefused(command, error.error_class, error.text, instance=self._name) from error
-        except (QmpTimeout, QmpClosed) as error:
+        except QmpError as error:
             raise OutcomeUnknown(
                 f"QEMU took {command} and did not answer: {error}", instance=self._name, hint="look at its state"
             ) from error

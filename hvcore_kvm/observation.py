@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -80,6 +80,7 @@ class Observed:
         events: the end of its event file.
         alive: its process lives.
         unfinished: its start has not been completed.
+        starter: pid of the host application that is starting it at this moment.
         ended: how this life has ended, if that has been written down already: its removal was interrupted.
         damage: what of this could not be read.
     """
@@ -91,6 +92,7 @@ class Observed:
     events: tuple[QemuEvent, ...]
     alive: bool
     unfinished: bool = False
+    starter: int | None = None
     ended: History | None = None
     damage: str = ""
 
@@ -113,6 +115,8 @@ def observe(directory: InstanceDirectory) -> Observed:
     running: ProcessRecord | None = found.get(PROCESS) or _lost_process(directory)
     # Asked before the events are read: a process seen dead has written its last line.
     alive = running is not None and process.is_alive(running.identity)
+    # Not empty: a start is under way, or its host application was killed in it.
+    entries = unfinished(directory.join(JOURNAL))
     return Observed(
         name=directory.name,
         process=running,
@@ -120,7 +124,8 @@ def observe(directory: InstanceDirectory) -> Observed:
         request=found.get(STOP_REQUEST),
         events=read_events(directory),
         alive=alive,
-        unfinished=_start_unfinished(directory),
+        unfinished=bool(entries) and {"done": "cont"} not in entries,
+        starter=_starter(entries),
         ended=None if alive else _written_end(directory, running),
         damage="; ".join(damage),
     )
@@ -139,10 +144,12 @@ def _lost_process(directory: InstanceDirectory) -> ProcessRecord | None:
     return ProcessRecord(identity=identity, started=started, qemu="")
 
 
-def _start_unfinished(directory: InstanceDirectory) -> bool:
-    """A start is under way, or its host application was killed in it before the guest was let run."""
-    entries = unfinished(directory.join(JOURNAL))
-    return bool(entries) and {"done": "cont"} not in entries
+def _starter(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """Who is starting it: the writer of its journal, while that lives. Only for reports; a pid alone proves nothing."""
+    if not entries or any("undo" in entry for entry in entries):
+        return None
+    pid = entries[0].get("pid")
+    return pid if isinstance(pid, int) and os.path.exists(f"/proc/{pid}") else None
 
 
 def _written_end(directory: InstanceDirectory, running: ProcessRecord | None) -> History | None:
@@ -176,7 +183,7 @@ def get_infos(directories: Directories, names: Iterable[str], deadline: Deadline
             if not directory.exists:
                 continue  # it went while we looked
             observed[name] = observe(directory)
-            if observed[name].alive:
+            if observed[name].alive and observed[name].starter is None:
                 questions.append(Question(key=name, path=directory.join(QUERY)))
     answers = ask_many(questions, COMMANDS, deadline)
     return tuple(_info(directories, seen, answers.get(name)) for name, seen in observed.items())
@@ -187,6 +194,8 @@ def _info(directories: Directories, seen: Observed, answer: Answer | None) -> In
         # It may have ended between the look at its process and the question.
         with InstanceDirectory(directories, seen.name) as directory:
             seen = observe(directory)
+    if seen.starter is not None:
+        return _starting(seen)
     if not seen.alive or seen.process is None:
         return _dead(seen)
     base = InstanceInfo(
@@ -226,13 +235,27 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
         state, cause, since = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, seen.request.time
     cpus = results["query-cpus-fast"]
     balloon = results["query-balloon"]
+    # A QEMU that its guest has taken over may answer anything; it must not spoil the account of the others.
+    actual = balloon.get("actual") if isinstance(balloon, dict) else None
     return attrs.evolve(
         base,
         state=state,
         reason=attrs.evolve(base.reason, cause=cause, detail=detail, since=since),
         vcpus=len(cpus) if isinstance(cpus, list) else base.vcpus,
         # Without a balloon QEMU refuses the question, and the guest has what it was started with.
-        memory=int(balloon["actual"]) if isinstance(balloon, dict) else base.memory,
+        memory=actual if isinstance(actual, int) else base.memory,
+    )
+
+
+def _starting(seen: Observed) -> InstanceInfo:
+    words = f"it is being started by process {seen.starter}"
+    return InstanceInfo(
+        name=seen.name,
+        uuid=seen.record.instance.uuid if seen.record else None,
+        state=InstanceState.PRELAUNCH,
+        reason=StateReason(cause=Cause.STARTED, detail=words),
+        pid=seen.process.identity.pid if seen.process and seen.alive else None,
+        incomplete="it is not asked before its start is completed",
     )
 
 

@@ -355,6 +355,8 @@ def test_an_instance_is_not_lost_with_its_records(host: Any, damage: str | None)
     """With every record missing or damaged it is listed, asked, refused a second start, and stopped by name."""
     host.start(host.instance())
     pid = host.pid()
+    for name in ("stop.json", "reboot.json", "history-before.json"):
+        (host.directory / "state/kvm/instances/web1" / name).touch()
     for path in (host.directory / "state/kvm/instances/web1").glob("*.json"):
         path.unlink() if damage is None else path.write_text(damage)
     for path in (host.directory / "data/kvm/instances/web1").glob("history.json"):
@@ -381,3 +383,37 @@ def test_a_damaged_account_does_not_keep_an_instance_from_starting(host: Any) ->
         host.driver.get_instance_info("web1")
     assert host.driver.start_instance(host.instance()).changed
     assert host.driver.get_instance_info("web1").state is InstanceState.RUNNING
+
+
+def test_while_it_is_being_started_it_is_prelaunch(make_host: Any, tmp_path: Any) -> None:
+    """A query during a start says that it is being started, at once; never that it has crashed."""
+    script = tmp_path / "qemu"
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    real = "/usr/bin/qemu-system-x86_64"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-machine none"*) exec {real} "$@";; esac\necho > {started}; exec sleep 600\n'
+    )
+    script.chmod(0o755)
+    host = make_host(qemu=str(script), start_timeout=600)
+    failed: list[hvcore.HypervisorError] = []
+
+    def start() -> None:
+        try:
+            host.driver.start_instance(host.instance(), timeout=600)
+        except hvcore.HypervisorError as error:
+            failed.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    try:
+        started.read_text()
+        info = host.driver.get_instance_info("web1")
+        assert (info.state, info.pid is not None) == (InstanceState.PRELAUNCH, True)
+        assert f"being started by process {os.getpid()}" in info.reason.detail
+        assert [each.state for each in host.driver.get_all_instances_info().instances] == [InstanceState.PRELAUNCH]
+    finally:
+        os.kill(host.pid(), signal.SIGKILL)
+        starting.join(60)
+    assert [type(error) for error in failed] == [hvcore.SpawnFailed]
+    assert host.files() == set()

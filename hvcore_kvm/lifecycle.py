@@ -289,18 +289,11 @@ class Control:
                 raise OutcomeUnknown(f"QEMU does not take the request to power off: {error}") from error
             return False
         if not escalate:
-            self._stop_waiting()
             raise DeadlineExceeded(
                 f"the guest did not power off within {grace:g} s and runs on",
                 hint="give it more time, or stop it by force",
             )
         return False
-
-    def _stop_waiting(self) -> None:
-        """Nobody waits for the guest any more; when it was last asked stays known."""
-        request = self._read_request()
-        if request is not None:
-            self._write_request(StopRequest(time=request.time, until=min(request.until, time.time())))
 
     def _press(self, waiting: Deadline) -> str:
         """Press the power button; returns the run state in which nobody in the guest can notice it, else nothing."""

@@ -15,7 +15,6 @@ import json
 import re
 import sys
 import tempfile
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import attrs
 import hvcore
 from hvcore.hookspecs import table
 from hvcore.params.declare import declaration
-from hvcore.params.explain import MODEL_SECTIONS, ParameterRow, place_path, type_words
+from hvcore.params.explain import ParameterRow, place_path, type_words
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 
@@ -161,8 +160,6 @@ def parameters(name: str) -> str:
     with tempfile.TemporaryDirectory() as directory, load(name, directory) as driver:
         rows = hvcore.parameter_rows(driver.parameters())
         sections = {section.title: section for section in driver.parameters().sections}
-        fields_of: dict[tuple[str, str], type] = {(title, path): fields for title, path, fields in MODEL_SECTIONS}
-        fields_of |= {(s.title, place_path(s)): s.fields for s in driver.parameters().sections}
     lines = [f"# Parameters of driver {name}", ""]
     lines += [
         "The sections of the model come first and are the same for every driver.",
@@ -175,34 +172,30 @@ def parameters(name: str) -> str:
             "They are not accepted in a definition.",
         ]
     last = None
+    printed: dict[type, str] = {}
     for row in rows:
         # The model and a driver may both have a section "Disk"; the path tells them apart.
-        key = (row.section, row.path.rpartition(".")[0])
-        if key != last:
-            last = key
-            plugin = sections[row.section].plugin if row.section in sections and "params" in row.path else ""
-            of = "model" if "params" not in key[1] else plugin or f"driver {name}"
+        section = sections.get(row.section)
+        base = place_path(section) if section is not None else ""
+        if section is not None and not row.path.startswith(f"{base}."):
+            section, base = None, ""
+        if (row.section, base) != last:
+            last = (row.section, base)
+            of = "model" if section is None else section.plugin or f"driver {name}"
             title = row.section if of == row.section else f"{row.section} ({of})"
-            lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_PARAMETER_HEAD]
+            lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
+            same = printed.get(section.fields) if section is not None else None
+            if same:
+                lines += [f"Below `{base}`: the same as below `{same}`, for all that do not say otherwise."]
+            else:
+                lines += _PARAMETER_HEAD
+        if section is not None and printed.setdefault(section.fields, base) != base:
+            continue
         lines.append(_parameter(row))
-        field = attrs.fields_dict(fields_of[key]).get(row.path.rpartition(".")[2])
-        lines += [_parameter(below) for below in _nested(row, field)]
     if aliases:
         lines += ["", "## Names in Ganeti", "", "| Ganeti | here |", "|---|---|"]
         lines += [f"| `{alias}` | `{path}` |" for alias, path in sorted(aliases)]
     return page(lines)
-
-
-def _nested(row: ParameterRow, field: attrs.Attribute[Any] | None) -> Iterator[ParameterRow]:
-    """The fields of a record that stands in a list, as ``Forward`` does; disks and NICs have sections of their own."""
-    kinds = typing.get_args(field.type) if field is not None else ()
-    if typing.get_origin(field.type if field else None) is not tuple or kinds[0] in (hvcore.Disk, hvcore.Nic):
-        return
-    if attrs.has(kinds[0]):
-        section = hvcore.ParameterSection(title=row.section, place="instance", fields=kinds[0])
-        for below in hvcore.parameter_rows(hvcore.ParameterTable(sections=(section,))):
-            if below.section == row.section and below.path.startswith("params."):
-                yield attrs.evolve(below, path=f"{row.path}[].{below.path.removeprefix('params.')}")
 
 
 _PARAMETER_HEAD = (

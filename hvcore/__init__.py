@@ -38,6 +38,7 @@ _EXPORTS: dict[str, str] = {
     "Plan": "hvcore.model.plan",
     "PlannedOption": "hvcore.model.plan",
     "PlannedFd": "hvcore.model.plan",
+    "PlannedChange": "hvcore.model.plan",
     "Console": "hvcore.model.console",
     "PasswordResult": "hvcore.model.console",
     "Screenshot": "hvcore.model.console",
@@ -131,6 +132,7 @@ _EXPORTS: dict[str, str] = {
     "ParameterSection": "hvcore.params.declare",
     "ParameterTable": "hvcore.params.declare",
     "Rule": "hvcore.params.declare",
+    "definition_changes": "hvcore.params.difference",
     "structure": "hvcore.params.structure",
     "structure_sections": "hvcore.params.structure",
     "checks": "hvcore.params",
@@ -346,6 +348,9 @@ if TYPE_CHECKING:
         Plan as Plan,
     )
     from hvcore.model.plan import (
+        PlannedChange as PlannedChange,
+    )
+    from hvcore.model.plan import (
         PlannedFd as PlannedFd,
     )
     from hvcore.model.plan import (
@@ -422,6 +427,7 @@ if TYPE_CHECKING:
     from hvcore.params.declare import (
         param as param,
     )
+    from hvcore.params.difference import definition_changes as definition_changes
     from hvcore.params.explain import parameter_rows as parameter_rows
     from hvcore.params.json_schema import json_schema as json_schema
     from hvcore.params.structure import structure as structure

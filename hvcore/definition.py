@@ -27,7 +27,7 @@ def read_definition(given: DefinitionLike) -> tuple[Instance, list[Finding]]:
     """
     values = _as_mapping(given) if isinstance(given, Instance) else given
     instance, findings = structure(Instance, values)
-    return instance, [*findings, *_repetitions(instance)]
+    return instance, [*findings, *_sources(instance, findings), *_repetitions(instance)]
 
 
 def _as_mapping(record: Any) -> Any:
@@ -40,10 +40,25 @@ def _as_mapping(record: Any) -> Any:
     return record
 
 
+def _sources(instance: Instance, known: list[Finding]) -> list[Finding]:
+    """A disk comes from one place."""
+    findings = []
+    wrong = {finding.path for finding in known}
+    for index, disk in enumerate(instance.disks):
+        path = f"disks[{index}]"
+        if disk.path is not None and disk.uri is not None:
+            message = "a disk has one of path and uri"
+            findings.append(Finding(code="contradiction", path=f"{path}.uri", message=message))
+        elif disk.path is None and disk.uri is None and not {f"{path}.path", f"{path}.uri"} & wrong:
+            hint = "an image file or block device, or give uri"
+            findings.append(Finding(code="missing-parameter", path=f"{path}.path", message="is required", hint=hint))
+    return findings
+
+
 def _repetitions(instance: Instance) -> list[Finding]:
     findings = []
     for kind, devices in (("disks", instance.disks), ("nics", instance.nics)):
-        for attribute in ("uuid", "name", "mac", "path"):
+        for attribute in ("uuid", "name", "mac", "path", "uri"):
             seen: dict[str, int] = {}
             for index, device in enumerate(devices):
                 value = getattr(device, attribute, None)

@@ -31,7 +31,10 @@ def check_use(world: World, instance: Instance) -> list[Finding]:
         )
         for index, mine in enumerate(instance.disks)
         for name, theirs in users
-        if not (mine.read_only and theirs.read_only) and _same_file(mine.path, theirs.path)
+        if not (mine.read_only and theirs.read_only)
+        and mine.path is not None
+        and theirs.path is not None
+        and _same_file(mine.path, theirs.path)
     ]
 
 
@@ -44,6 +47,8 @@ def _open_disks(world: World, name: str, own: str) -> Iterable[Disk]:
 
 def _check(disk: Disk, where: str) -> Iterator[Finding]:
     path = disk.path
+    if path is None:
+        return  # on a storage server, which is not modelled
     try:
         found = os.stat(path)
     except FileNotFoundError:

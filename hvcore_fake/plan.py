@@ -29,7 +29,7 @@ def _options(instance: Instance, paused: bool) -> Iterator[PlannedOption]:
     yield _option("vcpus", "--vcpus", str(instance.vcpus))
     for index, disk in enumerate(instance.disks):
         access = "read-only" if disk.read_only else "read-write"
-        yield _option(f"disks[{index}]", "--disk", disk.path, disk.format, access)
+        yield _option(f"disks[{index}]", "--disk", disk.path or disk.uri or "", disk.format, access)
     for index, nic in enumerate(instance.nics):
         yield _option(f"nics[{index}]", "--nic", nic.mode, nic.link or "", nic.mac or "")
     if paused:

@@ -4,7 +4,7 @@ For authors of NIC modes, security models and console types: the names below are
 """
 
 from hvcore import Step, hookimpl
-from hvcore_kvm.command_line import Option, flag, json_option, keyed, word
+from hvcore_kvm.command_line import Option, PlaceRequest, device, flag, json_option, keyed, word
 from hvcore_kvm.families import (
     ConsoleContext,
     ConsolePlan,
@@ -34,9 +34,11 @@ __all__ = [
     "NicMode",
     "NicPlan",
     "Option",
+    "PlaceRequest",
     "SecurityModel",
     "SecurityPlan",
     "Step",
+    "device",
     "flag",
     "hookimpl",
     "json_option",

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -27,12 +27,12 @@ from hvcore import (
     write_record,
 )
 from hvcore_kvm import process
-from hvcore_kvm.qmp import QmpClient, QmpError
+from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 
 MINIMUM_VERSION = (7, 2, 0)
 """Oldest QEMU the driver works with."""
 
-_SCHEMA = 1
+_SCHEMA = 2
 _PROBE_TIMEOUT = 20.0
 _SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/libexec"
 
@@ -57,8 +57,19 @@ class QemuCapabilities:
         version: major, minor and micro version.
         package: the distribution's own version.
         machines: machine types, by name.
+        arch: architecture of its guests, in QEMU's words: ``x86_64`` or ``aarch64``.
         cpu_models: names of CPU models.
+        deprecated_cpu_models: those of them that QEMU advises against.
+        cpu_features: names of CPU features that can be switched.
         devices: names of device types.
+        objects: names of object types, such as ``memory-backend-memfd``.
+        accelerators: what can run a guest's code: ``kvm``, ``tcg``.
+        block_drivers: block drivers that can be used, those of modules that are installed included.
+        character_devices: kinds of character devices.
+        displays: kinds of displays.
+        network_backends: kinds of network backends.
+        migration_capabilities: names of migration capabilities.
+        options: names of values each option takes, for options that QEMU lists.
         kvm_built_in: it was built with KVM.
     """
 
@@ -66,8 +77,19 @@ class QemuCapabilities:
     version: tuple[int, int, int]
     package: str
     machines: tuple[MachineType, ...]
+    arch: str
     cpu_models: tuple[str, ...]
+    deprecated_cpu_models: tuple[str, ...]
+    cpu_features: tuple[str, ...]
     devices: tuple[str, ...]
+    objects: tuple[str, ...]
+    accelerators: tuple[str, ...]
+    block_drivers: tuple[str, ...]
+    character_devices: tuple[str, ...]
+    displays: tuple[str, ...]
+    network_backends: tuple[str, ...]
+    migration_capabilities: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
     kvm_built_in: bool
 
     @property
@@ -199,10 +221,14 @@ def _probe(path: str, deadline: Deadline) -> QemuCapabilities:
 
 
 def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
-    machines = client.execute("query-machines", deadline=deadline)
-    models = client.execute("query-cpu-definitions", deadline=deadline)
-    devices = client.execute("qom-list-types", {"implements": "device", "abstract": False}, deadline=deadline)
-    kvm = client.execute("query-kvm", deadline=deadline)
+    def ask(command: str, **arguments: Any) -> Any:
+        return client.execute(command, arguments, deadline=deadline)
+
+    machines = ask("query-machines")
+    models = ask("query-cpu-definitions")
+    kvm = ask("query-kvm")
+    arch = str(ask("query-target")["arch"])
+    enums = [set(entry["values"]) for entry in ask("query-qmp-schema") if entry["meta-type"] == "enum"]
     return QemuCapabilities(
         path=path,
         version=client.version,
@@ -217,10 +243,79 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
             )
             for m in sorted(machines, key=lambda m: str(m["name"]))
         ),
+        arch=arch,
         cpu_models=tuple(sorted(model["name"] for model in models)),
-        devices=tuple(sorted(device["name"] for device in devices)),
+        deprecated_cpu_models=tuple(sorted(model["name"] for model in models if model.get("deprecated"))),
+        cpu_features=_cpu_features(client, arch, deadline),
+        devices=_types(client, "device", deadline),
+        objects=_types(client, "user-creatable", deadline),
+        accelerators=tuple(
+            sorted(name.removesuffix("-accel") for name in _types(client, "accel", deadline) if name.endswith("-accel"))
+        ),
+        block_drivers=_block_drivers(client, _enum(enums, "qcow2", "raw", "file"), deadline),
+        character_devices=_enum(enums, "pty", "socket", "null"),
+        displays=_enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default"),
+        network_backends=_enum(enums, "user", "socket", "hubport"),
+        migration_capabilities=_enum(enums, "xbzrle", "auto-converge"),
+        options={
+            option["option"]: tuple(sorted(value["name"] for value in option["parameters"]))
+            for option in ask("query-command-line-options")
+        },
         kvm_built_in=bool(kvm["present"]),
     )
+
+
+def _types(client: QmpClient, implements: str, deadline: Deadline) -> tuple[str, ...]:
+    found = client.execute("qom-list-types", {"implements": implements, "abstract": False}, deadline=deadline)
+    return tuple(sorted(kind["name"] for kind in found))
+
+
+def _enum(enums: Iterable[set[str]], *members: str) -> tuple[str, ...]:
+    """The enumeration with these members: QEMU's schema hides the names of types."""
+    return tuple(sorted(next((enum for enum in enums if enum.issuperset(members)), ())))
+
+
+def _cpu_features(client: QmpClient, arch: str, deadline: Deadline) -> tuple[str, ...]:
+    kind = f"max-{_CPU_TYPES.get(arch, arch)}-cpu"
+    try:
+        properties = client.execute("device-list-properties", {"typename": kind}, deadline=deadline)
+    except QmpRefused:
+        return ()
+    return tuple(sorted(p["name"] for p in properties if p["type"] == "bool"))
+
+
+def _block_drivers(client: QmpClient, known: Iterable[str], deadline: Deadline) -> tuple[str, ...]:
+    """The block drivers that are there. Some are modules in packages of their own, and are listed all the same."""
+    found = []
+    for name in known:
+        if name in _MODULES:
+            try:
+                client.execute(
+                    "blockdev-add", {"driver": name, "node-name": "probe", **_MODULES[name]}, deadline=deadline
+                )
+            except QmpRefused as error:
+                if "Unknown driver" in error.text:
+                    continue
+        found.append(name)
+    return tuple(found)
+
+
+_CPU_TYPES = {"aarch64": "arm", "x86_64": "x86_64"}
+
+# Each names something that cannot be, so that the driver refuses it without a connection; a missing module is told by
+# the words of the refusal.
+_CURL = {"url": "nothing://"}
+_MODULES: Mapping[str, Mapping[str, Any]] = {
+    "rbd": {"pool": "probe", "image": "probe", "conf": "/nonexistent/ceph.conf"},
+    "http": _CURL,
+    "https": _CURL,
+    "ftp": _CURL,
+    "ftps": _CURL,
+    "gluster": {"volume": "v", "path": "p", "server": [{"type": "unix", "path": "/nonexistent/socket"}]},
+    "iscsi": {"transport": "tcp", "portal": "", "target": "", "lun": 0},
+    "nfs": {"server": {"type": "inet", "host": ""}, "path": ""},
+    "ssh": {"server": {"host": "", "port": "0"}, "path": ""},
+}
 
 
 def _too_old(path: str, version: Iterable[int]) -> InvalidParameters:
@@ -236,9 +331,14 @@ def _unusable(code: str, message: str, hint: str) -> InvalidParameters:
 def qemu_words(output: str) -> str:
     """What QEMU said, from what it printed: its last lines, warnings left out where there is anything else."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    # What companions say because QEMU has ended is no reason for it.
+    lines = [line for line in lines if line not in _AFTERMATH]
     said = [re.sub(r"^\S*qemu-system-\S+: ", "", line) for line in lines]
     grave = [line for line in said if not line.startswith("warning: ")]
     return "; ".join((grave or said)[-3:])
+
+
+_AFTERMATH = ("swtpm: Data client disconnected",)
 
 
 def as_json(capabilities: QemuCapabilities) -> dict[str, Any]:

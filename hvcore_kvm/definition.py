@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import attrs
 
 from hvcore import Disk, Finding, Instance, Nic, ParameterSection, structure_sections
+from hvcore_kvm.coherence import check_whole
 from hvcore_kvm.families import ConsoleType, Families, NicMode, SecurityModel, unknown_member
-from hvcore_kvm.parameters import (
-    OWN_SECTIONS,
-    BootParameters,
-    CpuParameters,
-    DiskParameters,
-    MachineParameters,
-    NicParameters,
-    parameter_table,
-)
+from hvcore_kvm.images import ImageFile
+from hvcore_kvm.parameters.cpu import CpuParameters
+from hvcore_kvm.parameters.devices import DeviceParameters
+from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
+from hvcore_kvm.parameters.machine import BootParameters, MachineParameters
+from hvcore_kvm.parameters.memory import MemoryParameters
+from hvcore_kvm.parameters.nic import NicParameters
+from hvcore_kvm.parameters.table import DISK_DEFAULTS, NIC_DEFAULTS, OWN_SECTIONS, parameter_table
 
 T = TypeVar("T")
 
@@ -37,6 +38,22 @@ class DiskDefinition:
     def origin(self) -> str:
         """Where it stands in the definition."""
         return f"disks[{self.index}]"
+
+    @property
+    def file(self) -> ImageFile:
+        """Its image, for a disk that has a path."""
+        given = self.parameters
+        encrypted = given.encryption and self.disk.format == "raw"
+        return ImageFile(
+            path=self.disk.path or "",
+            format="luks" if encrypted else self.disk.format,
+            read_only=self.disk.read_only,
+            direct=given.cache in ("none", "directsync"),
+            any_header=given.any_header,
+            shared=given.shared,
+            where=f"{self.origin}.path",
+            format_where=f"{self.origin}.format",
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -61,8 +78,11 @@ class Definition:
 
     instance: Instance
     machine: MachineParameters
-    cpu: CpuParameters
     boot: BootParameters
+    cpu: CpuParameters
+    memory: MemoryParameters
+    storage: StorageParameters
+    devices: DeviceParameters
     disks: tuple[DiskDefinition, ...]
     nics: tuple[NicDefinition, ...]
     security_model: SecurityModel | None
@@ -73,6 +93,26 @@ class Definition:
     def name(self) -> str:
         """Name of the instance."""
         return self.instance.name
+
+    @property
+    def arch(self) -> str:
+        """Architecture of the guest, in QEMU's words."""
+        return self.machine.arch or host_architecture()
+
+    @property
+    def wanted_machine(self) -> str:
+        """The machine type as it was asked for, or the default of the architecture."""
+        return self.machine.machine or ("virt" if self.arch == "aarch64" else "q35")
+
+    @property
+    def graphical(self) -> ConsoleType | None:
+        """The first console that shows a picture."""
+        return next((console for console, _ in self.consoles if console.display_device), None)
+
+
+def host_architecture() -> str:
+    """Architecture of this host, in QEMU's words."""
+    return os.uname().machine
 
 
 def read(instance: Instance, families: Families) -> tuple[Definition, list[Finding]]:
@@ -86,22 +126,43 @@ def read(instance: Instance, families: Families) -> tuple[Definition, list[Findi
     if instance.memory % _MIB:
         message = f"{instance.memory} bytes is not a whole number of MiB"
         findings.append(Finding(code="invalid-value", path="memory", message=message))
-    disks = tuple(_disk(i, disk, findings) for i, disk in enumerate(instance.disks))
-    nics = tuple(n for i, nic in enumerate(instance.nics) if (n := _nic(i, nic, families, findings)) is not None)
+    disk_defaults = _defaults(instance, DISK_DEFAULTS, findings)
+    nic_defaults = _defaults(instance, NIC_DEFAULTS, findings)
+    disks = tuple(_disk(i, disk, disk_defaults, findings) for i, disk in enumerate(instance.disks))
+    nics = tuple(
+        n for i, nic in enumerate(instance.nics) if (n := _nic(i, nic, nic_defaults, families, findings)) is not None
+    )
     security, security_parameters = _security_model(instance, families, records, findings)
     consoles = _consoles(instance, families, records, findings)
     definition = Definition(
         instance=instance,
         machine=_of(records, MachineParameters),
-        cpu=_of(records, CpuParameters),
         boot=_of(records, BootParameters),
+        cpu=_of(records, CpuParameters),
+        memory=_of(records, MemoryParameters),
+        storage=_of(records, StorageParameters),
+        devices=_of(records, DeviceParameters),
         disks=disks,
         nics=nics,
         security_model=security,
         security_parameters=security_parameters,
         consoles=consoles,
     )
+    if not findings:
+        findings += check_whole(definition)
     return definition, findings
+
+
+def _defaults(instance: Instance, key: str, findings: list[Finding]) -> Mapping[str, Any]:
+    """What an instance says of all its disks or NICs; nothing if that is wrong, which has been found already."""
+    given = instance.params.get(key, {})
+    below = f"params.{key}"
+    wrong = any(finding.path == below or finding.path.startswith(f"{below}.") for finding in findings)
+    return {} if wrong or not isinstance(given, Mapping) else given
+
+
+def _with_defaults(defaults: Mapping[str, Any], given: Any) -> Any:
+    return {**defaults, **given} if isinstance(given, Mapping) else given
 
 
 def _of(records: Mapping[type, Any], kind: type[T]) -> T:
@@ -109,14 +170,16 @@ def _of(records: Mapping[type, Any], kind: type[T]) -> T:
     return found
 
 
-def _disk(index: int, disk: Disk, findings: list[Finding]) -> DiskDefinition:
+def _disk(index: int, disk: Disk, defaults: Mapping[str, Any], findings: list[Finding]) -> DiskDefinition:
     sections = [section for section in OWN_SECTIONS if section.place == "disk"]
-    records, problems = structure_sections(sections, disk.params, f"disks[{index}].params")
+    records, problems = structure_sections(sections, _with_defaults(defaults, disk.params), f"disks[{index}].params")
     findings += problems
     return DiskDefinition(index=index, disk=disk, parameters=_of(records, DiskParameters))
 
 
-def _nic(index: int, nic: Nic, families: Families, findings: list[Finding]) -> NicDefinition | None:
+def _nic(
+    index: int, nic: Nic, defaults: Mapping[str, Any], families: Families, findings: list[Finding]
+) -> NicDefinition | None:
     path = f"nics[{index}]"
     sections = [section for section in OWN_SECTIONS if section.place == "nic"]
     mode = families.nic_modes.get(nic.mode)
@@ -125,7 +188,7 @@ def _nic(index: int, nic: Nic, families: Families, findings: list[Finding]) -> N
         return None
     if mode.parameters is not None:
         sections.append(ParameterSection(title=mode.name, place="nic", fields=mode.parameters, rules=tuple(mode.rules)))
-    records, problems = structure_sections(sections, nic.params, f"{path}.params")
+    records, problems = structure_sections(sections, _with_defaults(defaults, nic.params), f"{path}.params")
     mode_parameters = records.get(mode.parameters) if mode.parameters is not None else None
     if not problems:
         problems = [finding.below(path) for finding in mode.backend.check(nic, mode_parameters)]

@@ -2,9 +2,9 @@
 
 ::
 
-    STATE/instances/NAME/    volatile: control query serial (sockets) events stderr journal
-                             process.json record.json stop.json reboot.json history-before.json
-    DATA/instances/NAME/     kept: history.json placement.json
+    STATE/instances/NAME/    volatile: control query serial agent (sockets) events stderr journal root
+                             process.json record.json companions.json stop.json reboot.json history-before.json
+    DATA/instances/NAME/     kept: history.json placement.json firmware-vars.fd tpm
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ EVENTS = "events"
 """File that QEMU appends its events to."""
 STDERR = "stderr"
 """File that QEMU's standard output and error go to."""
+ROOT = "root"
+"""Empty directory that becomes QEMU's root where it is to have one of its own."""
 JOURNAL = "journal"
 """Steps of an operation that has not finished."""
 
@@ -119,6 +121,34 @@ class InstanceDirectory:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(name, flags, 0o600, dir_fd=self._need())
 
+    def copy_in(self, source: str, name: str) -> bool:
+        """Copy a file among those that are kept, unless it is there; true if it was copied.
+
+        Raises:
+            HostError: it cannot be copied; nothing of it is left.
+        """
+        private_directory(self.data_path)
+        fd = self._open(self.data_path)
+        if fd is None:
+            raise HostError(f"the directory {self.data_path} has gone", instance=self.name)
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+            return False
+        # Under another name first: a file that is there is whole.
+        part = f"{name}.part"
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            with open(source, "rb") as original, open(os.open(part, flags, 0o600, dir_fd=fd), "wb") as copy:
+                shutil.copyfileobj(original, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.rename(part, name, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=fd)
+            raise HostError(f"cannot copy {source}: {error.strerror}", instance=self.name) from error
+        return True
+
     def listen(self, name: str, backlog: int = 16) -> int:
         """Bind and listen on a UNIX socket, however long the path; the caller closes the descriptor."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -142,7 +172,9 @@ class InstanceDirectory:
         """Remove everything in the volatile directory but one file."""
         fd = self._need()
         for name in os.listdir(fd):
-            if name != keep:
+            if name == ROOT:
+                os.rmdir(name, dir_fd=fd)
+            elif name != keep:
                 os.unlink(name, dir_fd=fd)
 
     def remove_data_if_empty(self) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import attrs
 
 from hvcore import Console, Finding, FindingSet, Instance, LoadError, Nic, ParameterSection, Rule, Step
 from hvcore_kvm.command_line import Option
+
+if TYPE_CHECKING:
+    from hvcore_kvm.parameters.nic import NicParameters
 
 
 @attrs.frozen(kw_only=True)
@@ -24,7 +27,8 @@ class FdRequest:
     Attributes:
         name: what it is called in messages.
         purpose: what it is, for the plan.
-        open: opens it, when the instance is started; the driver closes it.
+        open: opens it, when the instance is started; the driver closes it. Not called for the connection to a
+            companion, which is there once that has been started.
     """
 
     name: str
@@ -40,6 +44,7 @@ class NicContext:
         instance: the definition.
         nic: the NIC; its uuid and hardware address are filled in.
         parameters: the mode's own parameters, an object of its class; ``None`` if it has none.
+        device: how the guest sees the NIC: model, queues, vhost and so on.
         netdev_id: id the network backend must have.
         fd: asks for a descriptor and returns the number it will have in the QEMU process.
     """
@@ -47,6 +52,7 @@ class NicContext:
     instance: Instance
     nic: Nic
     parameters: Any
+    device: NicParameters
     netdev_id: str
     fd: Callable[[FdRequest], int]
 
@@ -58,18 +64,23 @@ class NicPlan:
     Attributes:
         netdev: the ``-netdev`` option as QEMU's JSON, with ``id``.
         interface: name of the host's network interface, empty if there is none.
+        vnet_hdr: packets carry a virtio-net header, so that offloads work; a property of a tap.
         up: steps on the host before QEMU starts.
         down: steps on the host once QEMU is gone, each done once; must not fail when there is nothing left to do.
     """
 
     netdev: Mapping[str, Any]
     interface: str = ""
+    vnet_hdr: bool = False
     up: tuple[Step, ...] = ()
     down: tuple[Step, ...] = ()
 
 
 class NicBackend(Protocol):
-    """One way to connect a NIC."""
+    """One way to connect a NIC.
+
+    A backend on a tap, where queues and vhost mean something, says so with an attribute ``tap = True``.
+    """
 
     def check(self, nic: Nic, parameters: Any) -> Iterable[Finding]:
         """Find what is wrong without looking at the host; paths below the NIC."""
@@ -123,15 +134,24 @@ class ConsoleContext:
     Attributes:
         instance: the definition.
         parameters: the type's own parameters, an object of its class; ``None`` if it has none.
+        family: family of the machine: ``pc``, ``q35``, ``microvm`` or ``virt``.
+        directory: the instance's directory; it need not exist while planning.
         listen: asks for a listening UNIX socket of this name in the instance's directory; returns its descriptor's
             number in the QEMU process.
         fd: asks for any other descriptor and returns its number in the QEMU process.
+        secret: asks for a QEMU ``secret`` object of this id that holds the one line of a file of the host (id, path,
+            what it is for messages); the secret reaches QEMU by descriptor, never by its command line.
+        virtio_serial: asks for a virtio-serial controller, shared by all who ask, and returns the name of its bus.
     """
 
     instance: Instance
     parameters: Any
+    family: str
+    directory: str
     listen: Callable[[str], int]
     fd: Callable[[FdRequest], int]
+    secret: Callable[[str, str, str], None]
+    virtio_serial: Callable[[], str]
 
 
 @attrs.frozen(kw_only=True)
@@ -212,13 +232,24 @@ class SecurityModel:
 
 @attrs.frozen(kw_only=True)
 class ConsoleType:
-    """A console type, picked by ``consoles``; its parameters stand in ``params`` under its name."""
+    """A console type, picked by ``consoles``; its parameters stand in ``params`` under its name.
+
+    Attributes:
+        name: what users write.
+        summary: one sentence.
+        backend: implements it.
+        parameters: attrs class of its parameters, declared with `hvcore.param`.
+        rules: checks of several of them together.
+        display_device: graphics card the instance gets with this console, if it names none; empty for a console
+            without a picture.
+    """
 
     name: str
     summary: str
     backend: ConsoleBackend
     parameters: type | None = None
     rules: Sequence[Rule] = ()
+    display_device: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hvcore import Directories, Finding
+from hvcore import Directories, Finding, Instance
 from hvcore_kvm import process
 from hvcore_kvm.accelerator import Choice
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.definition import Definition
+from hvcore_kvm.device_checks import check_devices, check_file
 from hvcore_kvm.directory import InstanceDirectory, instance_names
-from hvcore_kvm.images import Image, check_image
+from hvcore_kvm.hardware.devices import cid_of, guest_cid, usb_file
+from hvcore_kvm.hardware.storage import floppy_file
+from hvcore_kvm.images import Image, ImageFile, check_image
 from hvcore_kvm.placement import family_of
 from hvcore_kvm.runtime import PROCESS, RECORD, SCHEMA, ProcessRecord, RuntimeRecord
-
-_DEVICES = {"virtio-net": "virtio-net-pci", "virtio-blk": "virtio-blk-pci"}
+from hvcore_kvm.support import supported_values
 
 
 def check_host(
@@ -25,20 +28,34 @@ def check_host(
     """Look at the host for a definition.
 
     Returns:
-        What the images of the disks are, by uuid of the disk, and all findings.
+        What the images are, by uuid of the disk or by the parameter that names them, and all findings.
     """
-    findings = [*_machine(definition, capabilities, choice), *_files(definition)]
+    findings = [
+        *_machine(definition, capabilities, choice),
+        *_mapping(definition, capabilities),
+        *_files(definition),
+        *check_devices(definition, choice),
+    ]
     images: dict[str, Image] = {}
     for disk in definition.disks:
-        image, problems = check_image(disk)
+        if disk.disk.path is None:
+            continue
+        generic = disk.parameters.bus == "scsi-generic"
+        image, problems = check_image(disk.file, character_device=generic)
         findings += problems
         if image is not None:
             images[disk.disk.uuid or ""] = image
+    for file in _media(definition):
+        image, problems = check_image(file)
+        findings += problems
+        if image is not None:
+            images[file.where] = image
     findings += _same_images(definition, images)
     findings = [
         f for f in findings if f.code != "disk-in-use" or f.path not in _used_by_itself(definition, directories)
     ]
     findings += _used_by_others(definition, images, directories, findings)
+    findings += _same_vsock(definition, directories)
     for nic in definition.nics:
         found = nic.mode.backend.check_host(nic.nic, nic.mode_parameters)
         findings += [finding.below(nic.origin) for finding in found]
@@ -50,7 +67,7 @@ def check_host(
 
 
 def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Choice) -> Iterable[Finding]:
-    machine = capabilities.machine(definition.machine.machine)
+    machine = capabilities.machine(definition.wanted_machine)
     qemu = f"QEMU {capabilities.version_text}"
     if machine is None or family_of(machine.name) is None:
         known = [m.alias or m.name for m in capabilities.machines if family_of(m.name) and m.alias]
@@ -58,20 +75,25 @@ def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Cho
         yield Finding(
             code="unknown-machine",
             path="params.machine",
-            message=f"machine type {definition.machine.machine} {what}",
+            message=f"machine type {definition.wanted_machine} {what}",
             hint=f"it has {', '.join(known)} and their versioned names",
         )
-    elif definition.instance.vcpus > machine.cpu_max:
+    elif max(definition.instance.vcpus, definition.cpu.vcpus_max or 0) > machine.cpu_max:
         yield Finding(
             code="too-many-vcpus",
-            path="vcpus",
+            path="params.vcpus_max" if definition.instance.vcpus <= machine.cpu_max else "vcpus",
             message=f"machine type {machine.name} takes {machine.cpu_max} at most",
         )
+    values = supported_values(capabilities)
     model = definition.cpu.cpu_model
-    if model is not None and model not in capabilities.cpu_models:
-        yield Finding(
-            code="unknown-cpu-model", path="params.cpu_model", message=f"CPU model {model} is unknown to {qemu}"
-        )
+    if model is not None and model not in values["params.cpu_model"]:
+        message = f"CPU model {model} is unknown to {qemu}"
+        yield _unknown("unknown-cpu-model", "params.cpu_model", message, model, values["params.cpu_model"])
+    for name in definition.cpu.cpu_features:
+        # QEMU takes either spelling.
+        if name.replace("_", "-") not in {feature.replace("_", "-") for feature in values["params.cpu_features"]}:
+            message = f"CPU feature {name} is unknown to {qemu}"
+            yield _unknown("unknown-cpu-feature", "params.cpu_features", message, name, values["params.cpu_features"])
     if model == "host" and choice.accelerator != "kvm":
         yield Finding(
             code="contradiction",
@@ -79,11 +101,6 @@ def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Cho
             message=f"host needs KVM, and the accelerator is {choice.accelerator.value} ({choice.reason})",
             hint='use cpu_model = "max"',
         )
-    for nic in definition.nics:
-        device = _DEVICES.get(nic.parameters.model, nic.parameters.model)
-        if device not in capabilities.devices:
-            where = f"{nic.origin}.params.model"
-            yield Finding(code="unknown-device", path=where, message=f"{qemu} has no device {device}")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if definition.instance.memory > total:
         yield Finding(
@@ -93,36 +110,56 @@ def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Cho
         )
 
 
+def _mapping(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    for disk in definition.disks:
+        if disk.parameters.iothread_mapping and capabilities.version < _MAPPING_SINCE:
+            message = f"needs QEMU 9.0, and this is {capabilities.version_text}"
+            where = f"{disk.origin}.params.iothread_mapping"
+            yield Finding(code="qemu-too-old", path=where, message=message, hint="use iothread")
+
+
+_MAPPING_SINCE = (9, 0, 0)
+
+
+def _unknown(code: str, path: str, message: str, wrong: str, known: Sequence[str]) -> Finding:
+    near = difflib.get_close_matches(wrong, known, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return Finding(code=code, path=path, message=message, hint=f"{hint}it has {', '.join(known)}")
+
+
 def _files(definition: Definition) -> Iterable[Finding]:
-    for name in ("kernel", "initrd", "firmware_image"):
+    for name in ("kernel", "initrd", "dtb", "firmware_image"):
         path = getattr(definition.boot, name)
-        if path is None:
-            continue
-        try:
-            regular = stat.S_ISREG(os.stat(path).st_mode)
-        except OSError as error:
-            yield _file(name, f"cannot look at {path}: {error.strerror}")
-            continue
-        if not regular:
-            yield _file(name, f"{path} is not a file")
-        elif not os.access(path, os.R_OK):
-            yield _file(name, f"{path} cannot be read by this user")
+        if path is not None:
+            yield from check_file(path, f"params.{name}")
 
 
-def _file(name: str, message: str) -> Finding:
-    return Finding(code="file-unusable", path=f"params.{name}", message=message)
+def _media(definition: Definition) -> Iterator[ImageFile]:
+    """Images that belong to no disk."""
+    for index, drive in enumerate(definition.storage.cdroms):
+        if drive.path is not None:
+            where = f"params.cdroms[{index}].path"
+            yield ImageFile(path=drive.path, format="raw", read_only=True, any_header=True, where=where)
+    if definition.storage.floppy is not None:
+        yield floppy_file(definition.storage.floppy)
+    for index, device in enumerate(definition.devices.usb):
+        if device.path is not None:
+            yield usb_file(device.path, index)
 
 
 def _same_images(definition: Definition, images: Mapping[str, Image]) -> Iterable[Finding]:
-    seen: dict[tuple[int, int], str] = {}
-    for disk in definition.disks:
-        image = images.get(disk.disk.uuid or "")
+    """One image twice, unless it is only read both times."""
+    files = [(disk.disk.uuid or "", disk.file, disk.origin) for disk in definition.disks]
+    files += [(file.where, file, file.where) for file in _media(definition)]
+    seen: dict[tuple[int, int], tuple[ImageFile, str]] = {}
+    for key, file, origin in files:
+        image = images.get(key)
         if image is None:
             continue
-        first = seen.setdefault((image.device, image.inode), disk.origin)
-        if first != disk.origin:
-            message = f"{disk.disk.path} is the same image as that of {first}"
-            yield Finding(code="repeated-value", path=f"{disk.origin}.path", message=message)
+        first, first_origin = seen.setdefault((image.device, image.inode), (file, origin))
+        if first is not file and not (first.read_only and file.read_only):
+            message = f"{file.path} is the same image as that of {first_origin}"
+            yield Finding(code="repeated-value", path=file.where, message=message)
 
 
 def _used_by_others(
@@ -138,20 +175,36 @@ def _used_by_others(
             ours[image.device, image.inode] = disk
     if not ours:
         return []
+    for name, instance in _others(definition, directories):
+        for theirs in instance.disks:
+            mine = ours.get(_image_key(theirs.path))
+            if mine is None or (theirs.read_only and mine.disk.read_only):
+                continue
+            if not (mine.parameters.shared and theirs.params.get("shared")):
+                message = f"{mine.disk.path} is in use by instance {name}"
+                found.append(Finding(code="disk-in-use", path=f"{mine.origin}.path", message=message))
+    return found
+
+
+def _others(definition: Definition, directories: Directories) -> Iterator[tuple[str, Instance]]:
+    """The other instances that run, with their definitions."""
     for name in instance_names(directories):
         if name == definition.name:
             continue
         with InstanceDirectory(directories, name) as other:
             record = other.read(RECORD, RuntimeRecord, schema=SCHEMA)
             running = other.read(PROCESS, ProcessRecord, schema=SCHEMA)
-        if record is None or running is None or not process.is_alive(running.identity):
-            continue
-        for theirs in record.instance.disks:
-            mine = ours.get(_image_key(theirs.path))
-            if mine is not None and not (theirs.read_only and mine.disk.read_only):
-                message = f"{mine.disk.path} is in use by instance {name}"
-                found.append(Finding(code="disk-in-use", path=f"{mine.origin}.path", message=message))
-    return found
+        if record is not None and running is not None and process.is_alive(running.identity):
+            yield name, record.instance
+
+
+def _same_vsock(definition: Definition, directories: Directories) -> Iterator[Finding]:
+    if not definition.devices.vsock:
+        return
+    for name, instance in _others(definition, directories):
+        if instance.params.get("vsock") and cid_of(instance) == guest_cid(definition):
+            message = f"{guest_cid(definition)} is that of instance {name}"
+            yield Finding(code="repeated-value", path="params.vsock_cid", message=message, hint="give another one")
 
 
 def _used_by_itself(definition: Definition, directories: Directories) -> set[str]:
@@ -165,7 +218,9 @@ def _used_by_itself(definition: Definition, directories: Directories) -> set[str
     return {f"{disk.origin}.path" for disk in definition.disks if _image_key(disk.disk.path) in opened}
 
 
-def _image_key(path: str) -> tuple[int, int]:
+def _image_key(path: str | None) -> tuple[int, int]:
+    if path is None:
+        return (-1, -1)
     try:
         found = os.stat(path)
     except OSError:

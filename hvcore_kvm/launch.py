@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import psutil
 
 from hvcore import (
     Deadline,
@@ -18,11 +23,15 @@ from hvcore import (
     SpawnFailed,
     Step,
     boot_id,
+    private_directory,
 )
 from hvcore_kvm import process
+from hvcore_kvm.affinity import pin_instance
 from hvcore_kvm.capabilities import qemu_words
-from hvcore_kvm.directory import CONTROL, JOURNAL, STDERR, InstanceDirectory
+from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
+from hvcore_kvm.directory import CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
+from hvcore_kvm.firmware import VARS
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.qmp.client import connect_unix
@@ -66,6 +75,9 @@ class Launch:
         self._announce = announce
         self._name = plan.decisions.definition.name
         self._pidfd: int | None = None
+        self._pid: int | None = None
+        self._companions = CompanionRecords()
+        self._made_variables = False
         self._client: QmpClient | None = None
         self._started = 0.0
         # Read before anything is done: undo puts them back.
@@ -109,19 +121,24 @@ class Launch:
         plan = self._plan
         # First: from it, whoever finds an interrupted start knows what to take down.
         self._write_record()
+        if plan.decisions.definition.machine.chroot:
+            private_directory(self._directory.join(ROOT))
+        if plan.decisions.firmware is not None:
+            journal.run(Step(name="UEFI variables", do=self._keep_variables, undo=self._forget_variables))
         for step in plan.security.steps:
             journal.run(step)
-        for nic, nic_plan in plan.nics:
+        for _, nic_plan in plan.nics:
             for step in nic_plan.up:
                 journal.run(step)
-            if nic_plan.interface:
-                self._announce(
-                    InterfaceEvent(instance=self._name, nic=nic.nic, interface=nic_plan.interface, change="up")
-                )
+        for companion in plan.companions:
+            stack.callback(companion.let_go)
+            start = functools.partial(self._start_companion, companion)
+            journal.run(Step(name=f"start {companion.name}", do=start, undo=self._end_companions))
         fds: list[int] = []
         try:
             for request in plan.fds:
                 fds.append(request.open())
+            self._announce_interfaces()
             # Connected before QEMU exists: the greeting arrives the moment its monitor is up, the end of the
             # connection means that it ended. Nothing is polled.
             connection = connect_unix(self._directory.join(CONTROL), deadline)
@@ -133,8 +150,65 @@ class Launch:
         # While QEMU is coming up, which takes longer.
         journal.run(Step(name="records", do=self._keep_records, undo=self._restore_records))
         self._greet(deadline)
+        self._set_up(journal, deadline)
         if not plan.paused:
             journal.run(Step(name="cont", do=lambda: self._cont(deadline)))
+
+    def _announce_interfaces(self) -> None:
+        for nic, nic_plan in self._plan.nics:
+            if nic_plan.interface:
+                event = InterfaceEvent(instance=self._name, nic=nic.nic, interface=nic_plan.interface, change="up")
+                self._announce(event)
+
+    def _keep_variables(self) -> None:
+        firmware = self._plan.decisions.firmware
+        assert firmware is not None  # noqa: S101 - asked before the step is made
+        self._made_variables = self._directory.copy_in(firmware.template, VARS)
+
+    def _forget_variables(self) -> None:
+        if self._made_variables:
+            self._directory.remove(VARS, data=True)
+            self._directory.remove_data_if_empty()
+
+    def _start_companion(self, companion: Companion) -> None:
+        output = self._directory.append_only(STDERR)
+        try:
+            started = start_companion(companion, output)
+        finally:
+            os.close(output)
+        self._companions = attrs.evolve(self._companions, companions=(*self._companions.companions, started))
+        self._directory.write(COMPANIONS, self._companions, schema=SCHEMA)
+
+    def _end_companions(self) -> None:
+        for record in self._companions.companions:
+            kill_companion(record)
+
+    def _set_up(self, journal: Journal, deadline: Deadline) -> None:
+        """What has to be done between the first answer of QEMU's monitor and the guest's first instruction."""
+        plan, definition = self._plan, self._plan.decisions.definition
+        for command in plan.commands:
+            do = functools.partial(self._execute, command.name, deadline, command.arguments)
+            journal.run(Step(name=f"{command.name} for {command.origin}", do=do))
+        if definition.memory.memory_min is not None:
+            journal.run(Step(name="balloon", do=lambda: self._inflate(deadline)))
+        if plan.pins:
+            journal.run(Step(name="pin threads", do=lambda: self._pin(deadline)))
+
+    def _inflate(self, deadline: Deadline) -> None:
+        definition = self._plan.decisions.definition
+        least = definition.memory.memory_min or 0
+        # The largest of what it may have, the host has, and it must have.
+        target = max(least, min(definition.instance.memory, psutil.virtual_memory().available))
+        if target < definition.instance.memory:
+            self._execute("balloon", deadline, {"value": target})
+
+    def _pin(self, deadline: Deadline) -> None:
+        assert self._pid is not None  # noqa: S101 - it has answered
+        cpu = self._plan.decisions.definition.cpu
+        vcpus = {row["cpu-index"]: row["thread-id"] for row in self._execute("query-cpus-fast", deadline)}
+        threads = self._execute("query-iothreads", deadline) if cpu.iothread_pin or cpu.emulator_pin else ()
+        own = {int(row["id"].removeprefix("iothread")): row["thread-id"] for row in threads}
+        pin_instance(self._pid, vcpus, own, cpu=cpu.cpu_pin, emulator=cpu.emulator_pin, iothread=cpu.iothread_pin)
 
     def _spawn(self, fds: list[int]) -> None:
         output = self._directory.append_only(STDERR)
@@ -144,6 +218,7 @@ class Launch:
         finally:
             os.close(output)
         self._pidfd = os.pidfd_open(pid)
+        self._pid = pid
         record = ProcessRecord(
             identity=process.identify(pid), started=self._started, qemu=self._plan.decisions.capabilities.path
         )
@@ -191,8 +266,8 @@ class Launch:
 
     def _keep_records(self) -> None:
         d = self._plan.decisions
-        if d.placement != self._old_placement:
-            self._directory.write(PLACEMENT, d.placement, schema=SCHEMA, data=True)
+        if self._plan.placement != self._old_placement:
+            self._directory.write(PLACEMENT, self._plan.placement, schema=SCHEMA, data=True)
         history = History(uuid=d.definition.instance.uuid or "", started=self._started, boot_id=boot_id())
         self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
 
@@ -206,13 +281,16 @@ class Launch:
             self._directory.remove_data_if_empty()
 
     def _cont(self, deadline: Deadline) -> None:
-        assert self._client is not None  # noqa: S101 - set by the step before
+        self._execute("cont", deadline)
+
+    def _execute(self, command: str, deadline: Deadline, arguments: Mapping[str, Any] | None = None) -> Any:
+        assert self._client is not None  # noqa: S101 - set by a step before
         try:
-            self._client.execute("cont", deadline=deadline)
+            return self._client.execute(command, arguments, deadline=deadline)
         except QmpRefused as error:
-            raise HypervisorRefused("cont", error.error_class, error.text) from error
+            raise HypervisorRefused(command, error.error_class, error.text) from error
         except QmpTimeout as error:
-            raise DeadlineExceeded("QEMU did not let the guest run in time") from error
+            raise DeadlineExceeded(f"QEMU did not carry out {command} in time") from error
         except QmpError as error:
             raise self._not_ready(error) from error
 
@@ -241,6 +319,8 @@ _ADVICE = (
     ("Could not access KVM kernel module", "the user has to be in group kvm"),
     ("cannot set up guest memory", "the host has not enough free memory"),
     ("Could not set up host forwarding rule", "the port on the host is taken"),
+    ("Unknown driver", "the block driver is a module of its own: apt-get install qemu-block-extra"),
+    ("requested features", "name a simpler CPU model, or set params.cpu_enforce = false to go on without them"),
     ("could not load PC BIOS", "the firmware image cannot be used; its size must be a multiple of 64 KiB"),
 )
 """What QEMU says, and what to do about it."""

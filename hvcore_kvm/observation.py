@@ -22,6 +22,7 @@ from hvcore import (
     unfinished,
 )
 from hvcore_kvm import process
+from hvcore_kvm.companions import COMPANIONS, CompanionRecords
 from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory
 from hvcore_kvm.events import QemuEvent, ending, last, read_events
 from hvcore_kvm.listing import find_process
@@ -37,6 +38,9 @@ from hvcore_kvm.runtime import (
     RuntimeRecord,
     StopRequest,
 )
+
+EXTRA_ARGUMENTS = "extra-args"
+"""Mark of an instance that runs with QEMU options of its owner."""
 
 COMMANDS = ("query-status", "query-cpus-fast", "query-balloon")
 
@@ -77,6 +81,7 @@ class Observed:
         process: its process, if one was started.
         record: the decisions it runs with.
         request: the last time the guest was asked to power off.
+        companions: the processes that serve it.
         events: the end of its event file.
         alive: its process lives.
         unfinished: its start has not been completed.
@@ -91,6 +96,7 @@ class Observed:
     request: StopRequest | None
     events: tuple[QemuEvent, ...]
     alive: bool
+    companions: CompanionRecords = CompanionRecords()
     unfinished: bool = False
     starter: int | None = None
     ended: History | None = None
@@ -106,7 +112,12 @@ def observe(directory: InstanceDirectory) -> Observed:
     """Read the files of an instance whose volatile directory is there. A damaged record is said, not raised."""
     damage = []
     found: dict[str, Any] = {}
-    kinds: dict[str, type] = {PROCESS: ProcessRecord, RECORD: RuntimeRecord, STOP_REQUEST: StopRequest}
+    kinds: dict[str, type] = {
+        PROCESS: ProcessRecord,
+        RECORD: RuntimeRecord,
+        STOP_REQUEST: StopRequest,
+        COMPANIONS: CompanionRecords,
+    }
     for name, kind in kinds.items():
         try:
             found[name] = directory.read(name, kind, schema=SCHEMA)
@@ -122,6 +133,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         process=running,
         record=found.get(RECORD),
         request=found.get(STOP_REQUEST),
+        companions=found.get(COMPANIONS) or CompanionRecords(),
         events=read_events(directory),
         alive=alive,
         unfinished=bool(entries) and {"done": "cont"} not in entries,
@@ -211,6 +223,7 @@ def _info(directories: Directories, seen: Observed, answer: Answer | None) -> In
         cpu_time=_cpu_time(seen.process.identity.pid),
         machine=seen.record.machine if seen.record else None,
         accelerator=seen.record.accelerator if seen.record else None,
+        marks=_marks(seen),
         incomplete=seen.damage,
     )
     if answer is None or answer.error is not None:
@@ -257,6 +270,11 @@ def _starting(seen: Observed) -> InstanceInfo:
         pid=seen.process.identity.pid if seen.process and seen.alive else None,
         incomplete="it is not asked before its start is completed",
     )
+
+
+def _marks(seen: Observed) -> tuple[str, ...]:
+    """What the driver cannot answer for: options it knows nothing of."""
+    return (EXTRA_ARGUMENTS,) if seen.record is not None and seen.record.instance.params.get("extra_args") else ()
 
 
 def _dead(seen: Observed) -> InstanceInfo:

@@ -13,6 +13,7 @@ from hvcore import (
     AncillaryFiles,
     Console,
     Deadline,
+    Disk,
     DriverContext,
     Finding,
     FindingSet,
@@ -23,6 +24,7 @@ from hvcore import (
     InstanceNotFound,
     InstanceState,
     InvalidParameters,
+    Nic,
     NodeInfo,
     NotRunning,
     Plan,
@@ -32,21 +34,27 @@ from hvcore import (
     Recovery,
     Severity,
     Transition,
+    definition_changes,
     powercycle,
     read_node_info,
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
+from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.families import EndpointContext, Families, InterfaceEvent, unknown_member
+from hvcore_kvm.firmware import find_firmware
+from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
 from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch
-from hvcore_kvm.launch_plan import Decisions, LaunchPlan, device_uuids, plan_launch
+from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
 from hvcore_kvm.settings import KvmSettings
+from hvcore_kvm.support import check_support, supported_values
 
 _LOG = logging.getLogger("hvcore_kvm")
 
@@ -76,7 +84,8 @@ class Operations:
     def validate_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """Everything on this host."""
         try:
-            self._decide(instance, deadline)
+            with self._directory(instance.name) as directory:
+                self._plan(instance, directory, False, deadline)
         except InvalidParameters as error:
             return error.findings
         return FindingSet()
@@ -89,7 +98,7 @@ class Operations:
             message = "guests are emulated, which is slow"
             findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
         capabilities = self._capabilities(parsed, deadline)
-        machine = capabilities.machine(parsed.machine.machine)
+        machine = capabilities.machine(parsed.wanted_machine)
         if machine is not None and machine.deprecated:
             message = f"machine type {machine.name} is deprecated by QEMU"
             findings.append(
@@ -107,7 +116,14 @@ class Operations:
     def plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
         """What a start would run."""
         with self._directory(instance.name) as directory:
-            return self._plan(instance, directory, paused, deadline).public()
+            plan = self._plan(instance, directory, paused, deadline).public()
+            running = observation.observe(directory) if directory.exists else None
+        if running is None or not running.started or running.record is None:
+            return plan
+        changes = definition_changes(
+            parameter_table(self._families), running.record.instance, instance, pluggable=_pluggable
+        )
+        return attrs.evolve(plan, changes=changes)
 
     def start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
         """Start it."""
@@ -222,10 +238,12 @@ class Operations:
     def get_node_info(self, deadline: Deadline) -> NodeInfo:
         """Facts about this host."""
         facts = [("kvm", probe_kvm().level.value)]
+        supported: dict[str, tuple[str, ...]] = {}
         with contextlib.suppress(InvalidParameters):
             found = capabilities_of(self._settings.qemu, self._directories.cache, deadline)
             facts.insert(0, ("qemu", found.version_text))
-        return attrs.evolve(read_node_info(), hypervisor=tuple(facts))
+            supported = supported_values(found)
+        return attrs.evolve(read_node_info(), hypervisor=tuple(facts), supported=supported)
 
     def verify(self, deadline: Deadline) -> FindingSet:
         """Whether this host can run instances well."""
@@ -275,38 +293,40 @@ class Operations:
             return InstanceState.UNKNOWN
 
     def _capabilities(self, parsed: definition.Definition, deadline: Deadline) -> QemuCapabilities:
-        program = parsed.machine.qemu or self._settings.qemu
+        program = parsed.machine.qemu or (
+            self._settings.qemu if parsed.arch == host_architecture() else f"qemu-system-{parsed.arch}"
+        )
         return capabilities_of(program, self._directories.cache, deadline)
 
-    def _decide(self, instance: Instance, deadline: Deadline) -> Decisions:
-        """Resolve everything a start depends on.
+    def _decide(
+        self, instance: Instance, directory: InstanceDirectory, deadline: Deadline
+    ) -> tuple[Decisions, list[Finding]]:
+        """Resolve everything a start depends on, and find what on this host stands against it.
 
         Raises:
-            InvalidParameters: everything on this host that stands against it.
+            InvalidParameters: the definition has errors, or QEMU cannot be used.
         """
         parsed, findings = self._read(instance)
         if findings:
             raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
         capabilities = self._capabilities(parsed, deadline)
-        choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in)
+        choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in, capabilities.arch)
         images, problems = check_host(parsed, capabilities, choice, self._directories)
         findings += problems
-        with self._directory(instance.name) as directory:
-            kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
-        machine = placement.resolve_machine(parsed.machine.machine, capabilities, kept)
-        places, problems = placement.place_devices(machine, device_uuids(parsed), kept)
-        findings += problems
-        if findings:
-            raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
-        return Decisions(
+        kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
+        machine = placement.resolve_machine(parsed.wanted_machine, capabilities, kept)
+        firmware, problems = find_firmware(parsed.boot, capabilities.arch, machine)
+        decisions = Decisions(
             definition=parsed,
             capabilities=capabilities,
             machine=machine,
             choice=choice,
             images=images,
-            places=places,
-            placement=placement.placement(machine, places, kept),
+            firmware=firmware,
+            programs=find_programs(parsed),
+            kept=kept,
         )
+        return decisions, [*findings, *problems]
 
     def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> InstanceState | None:
         """Start it; returns what its account said of it before."""
@@ -324,4 +344,23 @@ class Operations:
         return known[1]
 
     def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
-        return plan_launch(self._decide(instance, deadline), directory, paused=paused)
+        """Plan a start.
+
+        Raises:
+            InvalidParameters: everything that stands against it.
+        """
+        decisions, findings = self._decide(instance, directory, deadline)
+        if not findings:
+            plan, findings = plan_launch(decisions, directory, paused=paused)
+            findings += check_support(plan.options, decisions.capabilities)
+        if findings:
+            raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
+        return plan
+
+
+_UNPLUGGABLE_BUSES = ("ide", "sata")
+
+
+def _pluggable(device: Disk | Nic) -> bool:
+    """Whether QEMU can plug a device while the guest runs."""
+    return isinstance(device, Nic) or device.params.get("bus") not in _UNPLUGGABLE_BUSES

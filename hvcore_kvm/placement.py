@@ -1,31 +1,37 @@
-"""PCI places: decided once per device uuid and kept, so that a guest finds its devices where they were."""
+"""Places of devices: decided once per device uuid and kept, so that a guest finds its devices where they were."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from hvcore import Finding
 from hvcore_kvm.capabilities import QemuCapabilities
+from hvcore_kvm.command_line import PlaceRequest
 from hvcore_kvm.runtime import Placement
 
-ROOT_BUS = {"pc": "pci.0", "q35": "pcie.0"}
-"""Name of the root bus, by machine family."""
+FAMILIES = ("pc", "q35", "microvm", "virt")
+"""Families of machine types the driver knows."""
 
-_LAST_SLOT = 31
-# i440fx: 0 host bridge, 1 south bridge, 2 display. q35: 0 host bridge, 1 display, 31 south bridge.
-_FIRST_SLOT = 3
-_Q35_LAST_SLOT = 30
+PCI_ROOT = {"pc": "pci.0", "q35": "pcie.0", "virt": "pcie.0"}
+"""Name of the PCI root bus, by machine family; microvm has none."""
+
+_PREFIXES = (("pc-i440fx", "pc"), ("pc-q35", "q35"), ("microvm", "microvm"), ("virt-", "virt"))
+# q35: 31 is the south bridge.
+_LAST_SLOT = {"pc": 31, "q35": 30, "virt": 31}
+_VIRTIO_MMIO_BUSES = 24
+_SATA_PORTS = 6
+SCSI_TARGETS = {"virtio-scsi": 64, "lsi": 7, "megasas": 64, "am53c974": 7, "pvscsi": 64}
+"""Targets of each kind of SCSI controller; those of the old ones include the controller itself as the eighth."""
 
 
 def family_of(machine: str) -> str | None:
-    """The family of a versioned machine type; ``None`` for one the driver does not know."""
-    if machine.startswith("pc-i440fx") or machine == "pc":
-        return "pc"
-    if machine.startswith("pc-q35") or machine == "q35":
-        return "q35"
-    return None
+    """The family of a machine type; ``None`` for one the driver does not know."""
+    if machine in FAMILIES:
+        return machine
+    return next((family for prefix, family in _PREFIXES if machine.startswith(prefix)), None)
 
 
 def resolve_machine(wanted: str, capabilities: QemuCapabilities, kept: Placement | None) -> str:
@@ -39,64 +45,137 @@ def resolve_machine(wanted: str, capabilities: QemuCapabilities, kept: Placement
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """A place on a bus: its name and the slot."""
+    """A place on a bus.
+
+    Attributes:
+        bus: name of the bus.
+        index: slot, unit or target on it.
+        kind: how a device is told of it: ``pci``, ``mmio``, ``ide`` or ``scsi``.
+    """
 
     bus: str
-    slot: int
+    index: int
+    kind: str = "pci"
 
     @property
-    def properties(self) -> dict[str, str]:
-        """The device properties; in JSON a number would be the devfn, text is the slot."""
-        return {"bus": self.bus, "addr": f"{self.slot:#x}"}
+    def properties(self) -> dict[str, Any]:
+        """The device properties that put it there."""
+        if self.kind == "pci":
+            # In JSON a number would be the devfn, text is the slot.
+            return {"bus": self.bus, "addr": f"{self.index:#x}"}
+        if self.kind == "ide":
+            return {"bus": self.bus, "unit": self.index}
+        if self.kind == "scsi":
+            return {"bus": self.bus, "channel": 0, "scsi-id": self.index, "lun": 0}
+        return {"bus": self.bus}
 
     def __str__(self) -> str:
-        return f"{self.bus}/{self.slot}"
+        return f"{self.bus}/{self.index}"
 
 
-def place_devices(machine: str, uuids: Sequence[str], kept: Placement | None) -> tuple[dict[str, Place], list[Finding]]:
+@attrs.frozen(kw_only=True)
+class Board:
+    """What decides which places a machine has.
+
+    Attributes:
+        family: its family.
+        reservations: slots of the root bus, counted from 0, that are not given out.
+        sata_controllers: SATA controllers besides the built-in one of q35.
+        scsi: kind of the SCSI controllers.
+    """
+
+    family: str
+    reservations: int
+    sata_controllers: int = 0
+    scsi: str = "virtio-scsi"
+
+    def places(self, space: str) -> list[Place]:
+        """Every place of a space, in the order in which they are given out.
+
+        Args:
+            space: ``pci``, ``virtio`` (the bus of virtio devices: PCI, or virtio-mmio on microvm), ``ide``, ``sata``
+                or ``scsiN`` for SCSI controller N.
+        """
+        if space.startswith("scsi"):
+            return [Place(bus=f"{space}.0", index=i, kind="scsi") for i in range(SCSI_TARGETS[self.scsi])]
+        if space == "ide":
+            return [Place(bus=f"ide.{i // 2}", index=i % 2, kind="ide") for i in range(4)]
+        if space == "sata":
+            own = [f"ide.{i}" for i in range(_SATA_PORTS)] if self.family == "q35" else []
+            more = [f"sata{c}.{i}" for c in range(self.sata_controllers) for i in range(_SATA_PORTS)]
+            return [Place(bus=bus, index=0, kind="ide") for bus in (*own, *more)]
+        if self.family == "microvm":
+            if space != "virtio":
+                return []
+            buses = [f"virtio-mmio-bus.{i}" for i in range(_VIRTIO_MMIO_BUSES)]
+            return [Place(bus=bus, index=0, kind="mmio") for bus in buses]
+        last = _LAST_SLOT[self.family]
+        return [Place(bus=PCI_ROOT[self.family], index=slot) for slot in range(self.reservations, last + 1)]
+
+
+def sata_controllers(family: str, devices: int) -> int:
+    """SATA controllers to add for a number of devices."""
+    beyond = devices - (_SATA_PORTS if family == "q35" else 0)
+    return max(0, -(-beyond // _SATA_PORTS))
+
+
+def place_devices(
+    board: Board, machine: str, requests: Sequence[PlaceRequest], kept: Placement | None
+) -> tuple[dict[str, Place], list[Finding]]:
     """Give every device a place: the one it had, else the first free one, in order.
 
     Args:
+        board: what places there are.
         machine: versioned machine type.
-        uuids: identities of the devices, in the order of the definition.
+        requests: what the devices want, in the order of the definition.
         kept: where they sat before; of no use for a machine of another family.
 
     Returns:
-        The places, and a finding if there are not enough.
+        The places by uuid, and findings for spaces that are too small.
     """
-    family = family_of(machine) or "pc"
-    bus = ROOT_BUS[family]
-    final = _LAST_SLOT if family == "pc" else _Q35_LAST_SLOT
+    old = kept.addresses if kept is not None and family_of(kept.machine) == board.family else {}
+    known: dict[str, list[Place]] = {}
+    for request in requests:
+        if request.space not in known:
+            known[request.space] = board.places(request.space)
     places: dict[str, Place] = {}
-    if kept is not None and family_of(kept.machine) == family:
-        for uuid in uuids:
-            place = _parse(kept.addresses.get(uuid, ""), bus, final)
-            if place is not None and place not in places.values():
-                places[uuid] = place
+    taken: set[str] = set()
+    for request in requests:
+        place = next((p for p in known[request.space] if str(p) == old.get(request.uuid)), None)
+        if place is not None and str(place) not in taken:
+            places[request.uuid] = place
+            taken.add(str(place))
     # Places of devices that are not there now stay theirs as long as there are others.
-    reserved = set(kept.addresses.values()) if kept is not None and family_of(kept.machine) == family else set()
-    free = [p for s in range(_FIRST_SLOT, final + 1) if (p := Place(bus=bus, slot=s)) not in places.values()]
-    free.sort(key=lambda place: str(place) in reserved)
-    missing = [uuid for uuid in uuids if uuid not in places]
-    if len(missing) > len(free):
-        message = f"{len(uuids)} devices do not fit on {bus}, which has {len(places) + len(free)} free slots"
-        return places, [Finding(code="bus-full", path="params.machine", message=message)]
-    for uuid in missing:
-        places[uuid] = free.pop(0)
-    return places, []
+    reserved = set(old.values())
+    lacking: dict[str, int] = {}
+    for request in requests:
+        if request.uuid in places:
+            continue
+        free = [place for place in known[request.space] if str(place) not in taken]
+        if not free:
+            lacking[request.space] = lacking.get(request.space, 0) + 1
+            continue
+        place = next((p for p in free if str(p) not in reserved), free[0])
+        places[request.uuid] = place
+        taken.add(str(place))
+    return places, [_full(space, count, known[space]) for space, count in lacking.items()]
 
 
-def placement(machine: str, places: dict[str, Place], kept: Placement | None) -> Placement:
+def _full(space: str, lacking: int, places: Sequence[Place]) -> Finding:
+    where = {"pci": "PCI slots", "virtio": "slots", "ide": "IDE units", "sata": "SATA ports"}.get(
+        space, f"targets of {space}"
+    )
+    message = f"{lacking} devices too many: there are {len(places)} {where}"
+    if not places:
+        message = f"the machine has no {where}"
+    path = "params.scsi_controller" if space.startswith("scsi") else "params.machine"
+    return Finding(code="bus-full", path=path, message=message, hint="use fewer devices, or another bus or controller")
+
+
+def placement(machine: str, places: Mapping[str, Place], kept: Placement | None) -> Placement:
     """The record of all places, those of devices that are not there now included."""
     taken = {str(place) for place in places.values()}
     others = {}
     if kept is not None and family_of(kept.machine) == family_of(machine):
         others = {uuid: at for uuid, at in kept.addresses.items() if uuid not in places and at not in taken}
     return Placement(machine=machine, addresses={**others, **{uuid: str(place) for uuid, place in places.items()}})
-
-
-def _parse(text: str, bus: str, final: int) -> Place | None:
-    name, _, slot = text.partition("/")
-    if name != bus or not slot.isdigit() or not _FIRST_SLOT <= int(slot) <= final:
-        return None
-    return Place(bus=bus, slot=int(slot))

@@ -105,7 +105,7 @@ class KvmDriver:
     @hookimpl
     def hv_parameters(self) -> ParameterTable:
         """The driver's own and those of the families."""
-        from hvcore_kvm.parameters import parameter_table
+        from hvcore_kvm.parameters.table import parameter_table
 
         return parameter_table(self._families)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvcore import HypervisorError, OperationFailed
+from hvcore_kvm.companions import end_companions
 from hvcore_kvm.definition import read
 from hvcore_kvm.families import Families, InterfaceEvent, NicContext
-from hvcore_kvm.launch_plan import device_id
+from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.observation import Observed
 
 
@@ -17,6 +18,7 @@ def release(seen: Observed, families: Families, announce: Callable[[InterfaceEve
     Raises:
         OperationFailed: some failed; all were tried, and they may be tried again.
     """
+    end_companions(seen.companions)
     if seen.record is None:
         return
     definition, _ = read(seen.record.instance, families)
@@ -26,6 +28,7 @@ def release(seen: Observed, families: Families, announce: Callable[[InterfaceEve
             instance=definition.instance,
             nic=nic.nic,
             parameters=nic.mode_parameters,
+            device=nic.parameters,
             netdev_id=device_id("net", nic.nic.uuid or ""),
             fd=lambda _: -1,
         )

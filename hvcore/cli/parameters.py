@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
+from hvcore.driver import Driver
+from hvcore.errors import HypervisorError
 from hvcore.params.explain import ParameterRow, parameter_rows
 from hvcore.params.json_schema import json_schema
 from hvcore.registry import available_drivers
@@ -18,32 +21,45 @@ from hvcore.registry import available_drivers
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of instance files.")
 @click.pass_obj
 def params_command(session: Session, words: tuple[str, ...], schema: bool) -> None:
-    """List what an instance file may set.
+    """List what an instance file may set, and what this host supports of it.
 
     FILTER shows only parameters whose path, section or summary contains that text.
     """
     driver_name, wanted = _driver_and_filter(words)
     with session.driver(driver_name) as driver:
         table, name = driver.parameters(), driver.name
+        here = {} if schema else _supported(driver)
     output = session.output()
     if schema:
         output.document(json_schema(table, name))
         return
     rows = [row for row in parameter_rows(table) if _matches(row, wanted)]
     if output.as_json:
-        output.document({"driver": name, "parameters": [row_data(row) for row in rows]})
+        output.document({"driver": name, "parameters": [row_data(row, here) for row in rows]})
         return
     output.table(
-        ("path", "type", "default", "choices", "summary"),
+        ("path", "type", "default", "choices", "on this host", "summary"),
         [
-            (row.path, row.type, _default(row), " ".join(row.declaration.choices), row.declaration.summary)
+            (
+                row.path,
+                row.type,
+                _default(row),
+                " ".join(row.declaration.choices),
+                _few(here.get(row.path, ())),
+                row.declaration.summary,
+            )
             for row in rows
         ],
     )
 
 
-def row_data(row: ParameterRow) -> dict[str, Any]:
-    """One parameter as plain data, without its checks, which are functions."""
+def row_data(row: ParameterRow, supported: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One parameter as plain data, without its checks, which are functions.
+
+    Args:
+        row: the parameter.
+        supported: values this host supports, by path of the parameter.
+    """
     declared = row.declaration
     return {
         "path": row.path,
@@ -58,7 +74,24 @@ def row_data(row: ParameterRow) -> dict[str, Any]:
         "secret": declared.secret,
         "changes": declared.changes,
         "aliases": declared.aliases,
+        "supported": supported.get(row.path),
     }
+
+
+_FEW = 6
+
+
+def _few(values: Sequence[str]) -> str:
+    more = f" and {len(values) - _FEW} more (see --json)" if len(values) > _FEW else ""
+    return " ".join(values[:_FEW]) + more
+
+
+def _supported(driver: Driver) -> Mapping[str, Sequence[str]]:
+    """What the host's hypervisor has; nothing where there is none."""
+    try:
+        return driver.get_node_info().supported
+    except HypervisorError:
+        return {}
 
 
 def _driver_and_filter(words: tuple[str, ...]) -> tuple[str | None, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -15,7 +17,7 @@ from hvcore.cli.session import Session
 from hvcore.driver import Driver
 from hvcore.errors import InvalidParameters
 from hvcore.findings import FindingSet
-from hvcore.model.plan import Plan
+from hvcore.model.plan import Plan, PlannedChange
 
 
 @click.command(cls=HvCommand)
@@ -69,7 +71,11 @@ def _verdict(findings: FindingSet) -> str:
 @click.option("--origins", is_flag=True, help="Say for each option what in the file it comes from.")
 @click.pass_obj
 def plan_command(session: Session, file: str, paused: bool, origins: bool) -> None:
-    """Show what a start would do, touching nothing: decisions, steps, descriptors and command line."""
+    """Show what a start would do, touching nothing: decisions, steps, descriptors and command line.
+
+    Of an instance that runs, also what is different from the file, and whether that can take effect live, by hotplug,
+    or at the next start.
+    """
     with session.driver() as driver:
         plan = driver.plan_start(read_instance_file(file), paused=paused)
     output = session.output()
@@ -90,6 +96,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "fds": plan.fds,
         "steps": plan.steps,
         "notes": plan.notes,
+        "changes": plan.changes,
     }
 
 
@@ -97,6 +104,8 @@ def _show(output: Output, plan: Plan, origins: bool) -> None:
     output.heading(f"Instance {plan.name}")
     for note in plan.notes:
         output.say(f"  {note}")
+    if plan.changes is not None:
+        _show_changes(output, plan.changes)
     output.heading("Steps")
     for number, step in enumerate(plan.steps, 1):
         output.say(f"  {number:>2}. {step}")
@@ -113,3 +122,19 @@ def _show(output: Output, plan: Plan, origins: bool) -> None:
         output.table(("origin", "option"), [(option.origin, shlex.join(option.words)) for option in plan.options])
     else:
         output.say(plan.shell())
+
+
+def _show_changes(output: Output, changes: Sequence[PlannedChange]) -> None:
+    output.heading("Different from the running instance")
+    if not changes:
+        output.say("  nothing")
+        return
+    rows = [(change.path, _value(change.before), _value(change.after), _EFFECTS[change.effect]) for change in changes]
+    output.table(("path", "runs with", "file", "takes effect"), rows)
+
+
+_EFFECTS = {"live": "live", "hotplug": "by hotplug", "start": "at the next start"}
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -80,6 +80,7 @@ def info_rows(info: InstanceInfo) -> list[tuple[str, str]]:
         ("CPU time", format_seconds(info.cpu_time) if info.cpu_time is not None else ""),
         ("machine", info.machine or ""),
         ("accelerator", info.accelerator or ""),
+        ("marks", ", ".join(info.marks)),
         ("incomplete", info.incomplete),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import attrs
 
@@ -133,6 +134,8 @@ class NodeInfo:
         pressure: one entry for each resource the kernel accounts; empty where it has no accounting.
         cgroups: the cgroup hierarchies.
         hypervisor: pairs of a program and its version, filled in by a driver, such as ``("qemu", "7.2.22")``.
+        supported: values of parameters that this host's hypervisor has, by path of the parameter, filled in by a
+            driver; only parameters whose values differ between hosts, for example ``params.machine``.
     """
 
     hostname: str
@@ -152,6 +155,7 @@ class NodeInfo:
     pressure: tuple[Pressure, ...]
     cgroups: CgroupFacts
     hypervisor: tuple[tuple[str, str], ...] = ()
+    supported: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

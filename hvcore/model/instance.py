@@ -44,9 +44,15 @@ def _sequence(value: Any) -> Any:
 class Disk:
     """One disk of an instance."""
 
-    path: str = param(
+    path: str | None = param(
+        default=None,
         checks=(absolute_path,),
-        summary="Image file or block device on the host, as an absolute path.",
+        summary="Image file or block device on the host, as an absolute path; a disk has this or uri.",
+    )
+    uri: str | None = param(
+        default=None,
+        checks=(no_control_characters,),
+        summary="Image on a storage server, such as nbd://host/export, where the driver reaches it by itself.",
     )
     format: str = param(
         choices=("raw", "qcow2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any, Literal
 
 import attrs
 
@@ -14,10 +15,14 @@ class PlannedOption:
     Attributes:
         words: the option as argument words.
         origin: what in the definition it comes from, for example ``disks[0]``; ``driver`` for what is always there.
+        name: the option without its hyphens; empty where the driver does not say.
+        value: its value as plain data: nothing, text, a list of words, or a table.
     """
 
     words: tuple[str, ...]
     origin: str
+    name: str = ""
+    value: Any = None
 
 
 @attrs.frozen(kw_only=True)
@@ -36,6 +41,23 @@ class PlannedFd:
 
 
 @attrs.frozen(kw_only=True)
+class PlannedChange:
+    """One difference between a definition and the instance that runs.
+
+    Attributes:
+        path: where it is in the definition, for example ``disks[0].params.throttle``.
+        before: what the instance runs with, as plain data; ``None`` for nothing.
+        after: what the definition says, as plain data; ``None`` for nothing.
+        effect: when it could take effect: ``live``, by ``hotplug``, or at the next ``start``.
+    """
+
+    path: str
+    before: Any
+    after: Any
+    effect: Literal["live", "hotplug", "start"]
+
+
+@attrs.frozen(kw_only=True)
 class Plan:
     """What `start_instance` would run.
 
@@ -47,6 +69,7 @@ class Plan:
         fds: file descriptors it would inherit, besides standard input, output and error.
         steps: what would be done on the host, in order.
         notes: what was decided and why, for people: machine type, accelerator.
+        changes: what is different from the instance that runs; ``None`` when none does.
     """
 
     name: str
@@ -56,6 +79,7 @@ class Plan:
     fds: tuple[PlannedFd, ...] = ()
     steps: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    changes: tuple[PlannedChange, ...] | None = None
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -106,6 +106,7 @@ class InstanceInfo:
         cpu_time: seconds of CPU time its hypervisor process has used, ``None`` when there is none.
         machine: resolved machine type, for example ``pc-q35-7.2``.
         accelerator: what runs the guest's code, for example ``kvm`` or ``tcg``.
+        marks: what is out of the ordinary about it, in words of the driver, for example ``extra-args``.
         incomplete: what could not be asked, and why; empty when everything could.
     """
 
@@ -121,6 +122,7 @@ class InstanceInfo:
     cpu_time: float | None = None
     machine: str | None = None
     accelerator: str | None = None
+    marks: tuple[str, ...] = ()
     incomplete: str = ""
 
     @property

@@ -20,6 +20,7 @@ MODEL_SECTIONS = (
 )
 """The records of the model: title, path, class."""
 
+_MODEL_TITLES = frozenset(title for title, _, _ in MODEL_SECTIONS)
 _PLACES = {"instance": "params", "disk": "disks[].params", "nic": "nics[].params"}
 
 
@@ -28,7 +29,8 @@ class ParameterRow:
     """One parameter for people.
 
     Attributes:
-        path: where it stands in an instance file, for example ``params.machine``.
+        path: where it stands in an instance file, for example ``params.machine``; ``[]`` stands for each item of a
+            list, ``NAME`` for each name in a table.
         section: title of its section.
         type: its type in words.
         default: its default in words; empty when it is required.
@@ -64,14 +66,36 @@ def _rows(title: str, path: str, fields: type) -> Iterable[ParameterRow]:
     for field in attrs.fields(attrs.resolve_types(fields)):
         declared = declaration(field)
         required = field.default is attrs.NOTHING
+        where = f"{path}.{field.name}" if path else field.name
         yield ParameterRow(
-            path=f"{path}.{field.name}" if path else field.name,
+            path=where,
             section=title,
             type=type_words(field.type),
             default="" if required else _default_words(field, declared),
             required=required,
             declaration=declared,
         )
+        if title not in _MODEL_TITLES:
+            for below in _nested(title, where, field.type):
+                # What a table can change while the guest runs, its fields can.
+                own = below.declaration
+                changes = declared.changes if own.changes == "start" else own.changes
+                yield attrs.evolve(below, declaration=attrs.evolve(own, changes=changes))
+
+
+def _nested(title: str, path: str, kind: Any) -> Iterable[ParameterRow]:
+    """The fields of the tables inside a parameter: of one, of each in a list, of each by name."""
+    if isinstance(kind, type) and attrs.has(kind):
+        yield from _rows(title, path, kind)
+        return
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _nested(title, path, argument)
+    elif origin is tuple:
+        yield from _nested(title, f"{path}[]", arguments[0])
+    elif origin is not None and len(arguments) == 2:
+        yield from _nested(title, f"{path}.NAME", arguments[1])
 
 
 def _default_words(field: attrs.Attribute[Any], declared: Declaration) -> str:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _SHOWN = 60
 _TEXT_LIMIT = 65536
 _ITEM_LIMIT = 4096
+_KEY_LIMIT = 256
 
 
 class _WrongValue(ValueError):
@@ -331,6 +332,11 @@ def _table(made: cattrs.Converter, value: Any, kind: Any) -> Mapping[str, Any]:
         raise _WrongValue(f"expected a table, got {_shown(value)}")
     if any(type(key) is not str for key in value):
         raise _WrongValue("has a key that is not text")
+    if len(value) > _ITEM_LIMIT:
+        raise _WrongValue(f"has {len(value)} entries; {_ITEM_LIMIT} are allowed", "invalid-value")
+    long = next((key for key in value if len(key) > _KEY_LIMIT), None)
+    if long is not None:
+        raise _WrongValue(f"has a key of {len(long)} characters; {_KEY_LIMIT} are allowed", "invalid-value")
     item_kind: Any = typing.get_args(kind)[1]
     if item_kind is Any:
         return types.MappingProxyType(dict(value))

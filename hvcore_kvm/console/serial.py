@@ -14,6 +14,7 @@ from hvcore_kvm import (
     hookimpl,
     json_option,
     keyed,
+    word,
 )
 
 SOCKET = "serial"
@@ -36,12 +37,11 @@ class SerialConsole:
         fd = context.listen(SOCKET)
         origin = "consoles"
         chardev = {"id": "serial0", "fd": fd, "server": True, "wait": False}
-        return ConsolePlan(
-            options=(
-                keyed("chardev", "socket", chardev, origin=origin),
-                json_option("device", {"driver": "isa-serial", "id": "com1", "chardev": "serial0"}, origin=origin),
-            )
-        )
+        port = json_option("device", {"driver": "isa-serial", "id": "com1", "chardev": "serial0"}, origin=origin)
+        if context.family == "virt":
+            # Its serial port is on the board, and can only be told where to go.
+            port = word("serial", "chardev:serial0", origin=origin)
+        return ConsolePlan(options=(keyed("chardev", "socket", chardev, origin=origin), port))
 
     def endpoint(self, context: EndpointContext) -> Console:
         """The socket; one client at a time."""

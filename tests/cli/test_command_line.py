@@ -151,7 +151,7 @@ def test_tables_are_plain_text_in_a_pipe() -> None:
     status, output, _ = invoke("params", "kvm", "accel")
     assert status == 0
     header, row, *_ = output.splitlines()
-    assert header.split() == ["PATH", "TYPE", "DEFAULT", "CHOICES", "SUMMARY"]
+    assert header.split() == ["PATH", "TYPE", "DEFAULT", "CHOICES", "ON", "THIS", "HOST", "SUMMARY"]
     assert row.split()[:3] == ["params.accel", "text", "auto"]
     assert row.index("auto kvm tcg") == header.index("CHOICES")
     assert output.isascii()

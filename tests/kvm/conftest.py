@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -140,6 +141,20 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def newer_qemu(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A newer QEMU than the installed one, from the distribution's backports; fetched once and kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvcore"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "newer-qemu.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [str(Path(__file__).parents[2] / "tools/newer-qemu"), str(cache / "newer-qemu")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    if done.returncode:
+        pytest.skip(f"a newer QEMU cannot be fetched: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 @pytest.fixture

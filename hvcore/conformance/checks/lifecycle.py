@@ -151,8 +151,8 @@ def cleanup_forgets_everything_but_disks(subject: Subject) -> None:
     subject.driver.cleanup_instance(name)
     expect_equal(subject.state(name), None, "the state after a cleanup")
     expect_equal(subject.files_about(name), (), "what a cleanup has left")
-    expect(os.path.exists(disk.path), "the disk is gone after a cleanup")
-    with open(disk.path, "rb") as file:
+    expect(os.path.exists(disk.path or ""), "the disk is gone after a cleanup")
+    with open(disk.path or "", "rb") as file:
         expect(not any(file.read()), "the disk was written to")
 
 

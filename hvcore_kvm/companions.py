@@ -1,0 +1,132 @@
+"""Companions: processes that serve one QEMU process, such as swtpm and virtiofsd.
+
+QEMU talks to each over a connected socket that it inherits; when QEMU ends, the connection closes and the companion
+ends by itself. That holds for a host application that is killed in the middle of a start as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+
+import attrs
+
+from hvcore import Deadline, HostError
+from hvcore_kvm import process
+
+COMPANIONS = "companions.json"
+_SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/usr/libexec:/usr/lib/qemu"
+_PATIENCE = 5.0
+
+
+@attrs.frozen(kw_only=True)
+class CompanionRecord:
+    """One running companion."""
+
+    name: str
+    identity: process.ProcessIdentity
+
+
+@attrs.frozen(kw_only=True)
+class CompanionRecords:
+    """The companions of one instance."""
+
+    companions: tuple[CompanionRecord, ...] = ()
+
+
+@attrs.define(kw_only=True)
+class Companion:
+    """A companion of an instance that is going to be started.
+
+    Attributes:
+        name: what it is called in messages and in the journal.
+        argv: program and arguments; its socket is descriptor 3.
+        listens: its socket is a listening one, to which QEMU's end is connected; else the two are a pair.
+        prepare: done before it is started, for example making its directory.
+        connection: QEMU's end of the connection once it has been started, until `take` hands it on.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    listens: bool = False
+    prepare: Callable[[], None] | None = None
+    connection: int | None = None
+
+    def take(self) -> int:
+        """QEMU's end of the connection; the caller closes it.
+
+        Raises:
+            HostError: the companion has not been started.
+        """
+        if self.connection is None:
+            raise HostError(f"{self.name} has not been started")
+        taken, self.connection = self.connection, None
+        return taken
+
+    def let_go(self) -> None:
+        """Close QEMU's end of the connection if nobody has taken it; the companion ends."""
+        if self.connection is not None:
+            os.close(self.take())
+
+
+def find_program(name: str) -> str | None:
+    """Path of a companion's program; ``None`` if it is not installed."""
+    return shutil.which(name, path=_SEARCHED)
+
+
+def start_companion(companion: Companion, output_fd: int) -> CompanionRecord:
+    """Start a companion; its connection is QEMU's to take.
+
+    Args:
+        companion: which.
+        output_fd: where its output goes.
+
+    Returns:
+        The record of the process.
+
+    Raises:
+        HostError: it cannot be started.
+    """
+    if companion.prepare is not None:
+        companion.prepare()
+    ours, theirs = _connection(companion.listens)
+    with ours, theirs:
+        pid = process.spawn(companion.argv, [theirs.fileno()], output_fd)
+        companion.connection = ours.detach()
+    return CompanionRecord(name=companion.name, identity=process.identify(pid))
+
+
+def _connection(listens: bool) -> tuple[socket.socket, socket.socket]:
+    if not listens:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Bound to a name that the kernel chooses and nobody knows; the one connection waits in its backlog.
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind("")
+        listener.listen(1)
+        client.connect(listener.getsockname())
+    except OSError as error:
+        listener.close()
+        client.close()
+        raise HostError(f"cannot make a socket: {error.strerror}") from error
+    return client, listener
+
+
+def end_companions(records: CompanionRecords) -> None:
+    """Wait for companions whose QEMU is gone, and end those that stay. One that has gone is no error."""
+    for record in records.companions:
+        with process.held(record.identity) as pidfd:
+            if pidfd is None or process.wait_dead(pidfd, Deadline.after(_PATIENCE)):
+                continue
+            process.end(pidfd, Deadline.after(_PATIENCE))
+    process.reap_children()
+
+
+def kill_companion(record: CompanionRecord) -> None:
+    """End a companion at once; one that has gone is no error."""
+    with process.held(record.identity) as pidfd:
+        if pidfd is not None:
+            process.end(pidfd, Deadline.after(_PATIENCE))

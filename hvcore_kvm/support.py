@@ -1,0 +1,115 @@
+"""What a QEMU program supports, in the words of parameters; and whether a plan asks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from hvcore import Finding
+from hvcore_kvm.capabilities import QemuCapabilities
+from hvcore_kvm.command_line import Option
+from hvcore_kvm.cpu_model import LEVELS
+from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
+from hvcore_kvm.parameters.nic import NIC_DEVICES
+from hvcore_kvm.placement import family_of
+
+_DISK_DEVICES = {
+    "virtio-blk": "virtio-blk-pci",
+    "scsi": "scsi-hd",
+    "scsi-block": "scsi-block",
+    "scsi-generic": "scsi-generic",
+    "nvme": "nvme",
+    "sata": "ich9-ahci",
+    "ide": "ide-hd",
+    "usb": "usb-storage",
+}
+_SCSI_DEVICES = {
+    "virtio-scsi": "virtio-scsi-pci",
+    "lsi": "lsi53c895a",
+    "megasas": "megasas",
+    "am53c974": "am53c974",
+    "pvscsi": "pvscsi",
+}
+_URI_DRIVERS = ("nbd", "rbd", "gluster", "iscsi", "nfs", "http", "https", "ftp", "ftps")
+
+
+def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...]]:
+    """The values a QEMU program supports, by path of the parameter; only those that differ between programs."""
+    devices = set(capabilities.devices)
+
+    def having(table: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(value for value, device in table.items() if device in devices)
+
+    machines = [m for m in capabilities.machines if family_of(m.name)]
+    levels = tuple(LEVELS) if capabilities.arch == "x86_64" else ()
+    return {
+        "params.machine": (
+            *(m.alias for m in machines if m.alias),
+            *(m.name for m in machines),
+        ),
+        "params.accel": ("auto", *capabilities.accelerators),
+        "params.cpu_model": (*capabilities.cpu_models, *levels),
+        "params.cpu_features": capabilities.cpu_features,
+        "params.iommu": ("none", *having({"intel": "intel-iommu", "virtio": "virtio-iommu-pci"})),
+        "params.scsi_controller": having(_SCSI_DEVICES),
+        "params.watchdog": ("none", *having({"i6300esb": "i6300esb", "ib700": "ib700"})),
+        "params.tpm": ("none", *having({"crb": "tpm-crb", "tis": "tpm-tis"})),
+        "params.display_device": ("none", *having(DISPLAY_DEVICES)),
+        "params.sound": ("none", *having(SOUND_DEVICES)),
+        "params.usb_controller": (
+            "none",
+            *having({"xhci": "qemu-xhci", "ehci": "usb-ehci", "uhci": "piix3-usb-uhci"}),
+        ),
+        "consoles[]": ("serial", "vnc", *(("spice",) if "spicevmc" in capabilities.character_devices else ())),
+        "disks[].uri": tuple(driver for driver in _URI_DRIVERS if driver in capabilities.block_drivers),
+        "disks[].params.bus": having(_DISK_DEVICES),
+        "nics[].params.model": having(NIC_DEVICES),
+    }
+
+
+def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> Iterator[Finding]:
+    """Find what a plan asks for that the QEMU program does not have."""
+    qemu = f"QEMU {capabilities.version_text}"
+    have = {
+        "device": ("device", set(capabilities.devices)),
+        "object": ("object type", set(capabilities.objects)),
+        "netdev": ("network backend", set(capabilities.network_backends)),
+        "blockdev": ("block driver", set(capabilities.block_drivers)),
+        "chardev": ("character device", set(capabilities.character_devices)),
+    }
+    known = supported_values(capabilities)
+    for option in options:
+        if option.name not in have or option.form == "raw":
+            continue
+        title, there = have[option.name]
+        for kind in _kinds(option):
+            if kind not in there:
+                values = known.get(_general(option.origin))
+                hint = f"it has {', '.join(values)}" if values else _MODULE_HINT if title == "block driver" else None
+                message = f"{qemu} has no {title} {kind}"
+                yield Finding(code=f"unknown-{option.name}", path=option.origin, message=message, hint=hint)
+
+
+_MODULE_HINT = "block drivers of storage servers are in a package of their own: apt-get install qemu-block-extra"
+
+
+def _general(origin: str) -> str:
+    """The parameter that a part of a definition comes from, as it is named in listings."""
+    if origin.startswith("disks["):
+        return "disks[].params.bus"
+    return "nics[].params.model" if origin.startswith("nics[") else origin
+
+
+def _kinds(option: Option) -> Iterator[str]:
+    if option.form == "keyed":
+        yield option.first or ""
+    elif option.name == "blockdev":
+        yield from _drivers(option.value)
+    else:
+        yield str(option.value.get({"device": "driver", "object": "qom-type"}.get(option.name, "type"), ""))
+
+
+def _drivers(node: Mapping[str, Any]) -> Iterator[str]:
+    yield str(node["driver"])
+    if isinstance(node.get("file"), Mapping):
+        yield from _drivers(node["file"])

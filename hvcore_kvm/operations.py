@@ -32,13 +32,13 @@ from hvcore import (
     PowercycleResult,
     RecordError,
     Recovery,
-    Severity,
     Transition,
     definition_changes,
     powercycle,
     read_node_info,
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
+from hvcore_kvm.advice import assess
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
@@ -92,24 +92,8 @@ class Operations:
 
     def assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """What is legal but unwise."""
-        findings = []
         parsed, _ = self._read(instance)
-        if parsed.machine.accel == "tcg":
-            message = "guests are emulated, which is slow"
-            findings.append(Finding(code="slow", path="params.accel", message=message, severity=Severity.ADVICE))
-        capabilities = self._capabilities(parsed, deadline)
-        machine = capabilities.machine(parsed.wanted_machine)
-        if machine is not None and machine.deprecated:
-            message = f"machine type {machine.name} is deprecated by QEMU"
-            findings.append(
-                Finding(code="deprecated", path="params.machine", message=message, severity=Severity.WARNING)
-            )
-        for disk in parsed.disks:
-            if disk.parameters.cache == "unsafe":
-                where = f"{disk.origin}.params.cache"
-                message = "writes are lost when the host crashes"
-                findings.append(Finding(code="unsafe", path=where, message=message, severity=Severity.WARNING))
-        return FindingSet(findings)
+        return FindingSet(assess(parsed, self._capabilities(parsed, deadline)))
 
     # Life cycle
 

@@ -20,7 +20,6 @@ MODEL_SECTIONS = (
 )
 """The records of the model: title, path, class."""
 
-_MODEL_TITLES = frozenset(title for title, _, _ in MODEL_SECTIONS)
 _PLACES = {"instance": "params", "disk": "disks[].params", "nic": "nics[].params"}
 
 
@@ -50,7 +49,8 @@ def parameter_rows(table: ParameterTable) -> tuple[ParameterRow, ...]:
     """Every parameter, those of the model first."""
     rows: list[ParameterRow] = []
     for title, path, fields in MODEL_SECTIONS:
-        rows += _rows(title, path, fields)
+        # Disks and NICs stand in the list of an instance, and have sections of their own.
+        rows += _rows(title, path, fields, nested=False)
     for section in table.sections:
         rows += _rows(section.title, place_path(section), section.fields)
     return tuple(rows)
@@ -62,7 +62,7 @@ def place_path(section: ParameterSection) -> str:
     return f"{base}.{section.name}" if section.name else base
 
 
-def _rows(title: str, path: str, fields: type) -> Iterable[ParameterRow]:
+def _rows(title: str, path: str, fields: type, *, nested: bool = True) -> Iterable[ParameterRow]:
     for field in attrs.fields(attrs.resolve_types(fields)):
         declared = declaration(field)
         required = field.default is attrs.NOTHING
@@ -75,7 +75,7 @@ def _rows(title: str, path: str, fields: type) -> Iterable[ParameterRow]:
             required=required,
             declaration=declared,
         )
-        if title not in _MODEL_TITLES:
+        if nested:
             for below in _nested(title, where, field.type):
                 # What a table can change while the guest runs, its fields can.
                 own = below.declaration

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import hvcore
@@ -87,22 +89,130 @@ with hvcore.load_driver("kvm", settings) as driver:
 """
 
 
-def test_planning_touches_nothing(host: Any) -> None:
-    """Planning creates, writes, starts and connects to nothing, as seen by the interpreter's audit hook."""
-    disk = host.raw_disk()
-    definition = {
+def _everything(host: Any) -> dict[str, Any]:
+    """A definition whose start does much on the host."""
+    secret = host.directory / "secret"
+    secret.write_text("sesame\n")
+    image = host.raw_disk("cd.raw")
+    key = ["--object", "secret,id=s,data=sesame,format=raw", "-o", "key-secret=s,iter-time=10"]
+    encrypted = host.directory / "crypt.luks"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", *key, str(encrypted), "1M"], check=True)
+    return {
         "name": "web1",
-        "params": {"accel": "tcg", "firmware_image": str(host.firmware)},
-        "disks": [{"path": disk.path, "format": "raw"}],
+        "memory": "64MiB",
+        "params": {
+            "accel": "tcg",
+            "machine": "q35",
+            "cdroms": [{"path": image.path}],
+            "memory_min": "32MiB",
+            "cpu_pin": "0",
+            "iothreads": 1,
+            **({"firmware": "uefi"} if Path("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() else {}),
+            **({"tpm": "crb"} if shutil.which("swtpm") else {}),
+        },
+        "disks": [
+            {"path": host.raw_disk().path, "format": "raw"},
+            {
+                "path": str(encrypted),
+                "format": "raw",
+                "params": {"encryption": True, "secret_file": str(secret)},
+            },
+        ],
         "nics": [{"mode": "user"}],
+        "consoles": ["serial", "vnc"],
     }
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+def test_planning_touches_nothing(host: Any, running: bool) -> None:
+    """Planning creates, writes, starts and connects to nothing, as seen by the interpreter's audit hook."""
+    definition = _everything(host)
+    if running:
+        host.driver.start_instance(definition, paused=True)
     path = host.directory / "web1.json"
     path.write_text(json.dumps(definition))
-    before = host.files(), Path(disk.path).stat()
+    disks = [Path(disk["path"]) for disk in definition["disks"]]
+    before = host.files(), [disk.stat().st_mtime_ns for disk in disks]
     command = [sys.executable, "-c", _WATCH, json.dumps(host.settings), str(path)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
     assert found["seen"] == []
     assert tuple(found["argv"]) == host.driver.plan_start(definition).argv
-    after = host.files(), Path(disk.path).stat()
-    assert after[0] == before[0]
-    assert after[1].st_mtime_ns == before[1].st_mtime_ns
+    assert (host.files(), [disk.stat().st_mtime_ns for disk in disks]) == before
+
+
+def test_a_plan_says_every_option_as_data(host: Any) -> None:
+    """An option's data holds what its words say, however they are written."""
+    plan = host.driver.plan_start(_everything(host))
+    for option in plan.options:
+        assert option.words[0] == f"-{option.name}"
+        if len(option.words) == 1:
+            assert option.value is None
+        elif option.words[1].startswith("{"):
+            assert json.loads(option.words[1]) == option.value
+        elif isinstance(option.value, dict):
+            assert all(str(part) in option.words[1] for part in option.value if part)
+        else:
+            assert option.words[1] == option.value
+    machine = next(option for option in plan.options if option.name == "machine")
+    assert machine.value["hpet"] is False
+
+
+def test_secrets_are_in_no_plan_argument_record_or_log(host: Any) -> None:
+    """A passphrase reaches QEMU by descriptor alone."""
+    definition = _everything(host)
+    host.driver.start_instance(definition, paused=True)
+    assert "sesame" not in repr(host.driver.plan_start(definition))
+    assert b"sesame" not in Path(f"/proc/{host.pid()}/cmdline").read_bytes()
+    assert b"sesame" not in Path(f"/proc/{host.pid()}/environ").read_bytes()
+    for name in host.files():
+        path = host.directory / name
+        if path.is_file():
+            assert b"sesame" not in path.read_bytes(), name
+
+
+def test_a_plan_says_what_would_change_and_when(host: Any) -> None:
+    """Beside a running instance, every difference is listed with the way it could take effect."""
+    disk, other = host.raw_disk(), host.raw_disk("other.raw")
+    running = host.instance(disks=[disk], nics=[hvcore.Nic(name="lan")], params={"rng_rate": 1000})
+    assert host.driver.plan_start(running).changes is None
+    host.driver.start_instance(running, paused=True)
+    assert host.driver.plan_start(running).changes == ()
+    slower = attrs.evolve(disk, params={"throttle": {"iops_total": 10}, "cache": "none"})
+    wanted = attrs.evolve(
+        running,
+        memory="96MiB",
+        disks=[slower, other],
+        nics=[],
+        params={**running.params, "watchdog_action": "pause", "rng_rate": 2000, "cpu_pin": "0"},
+    )
+    changes = {change.path: change for change in host.driver.plan_start(wanted).changes}
+    assert {path: change.effect for path, change in changes.items()} == {
+        "memory": "start",
+        "params.cpu_pin": "live",
+        "params.watchdog_action": "live",
+        "params.rng_rate": "start",
+        "disks[0].params.cache": "hotplug",
+        "disks[0].params.throttle": "live",
+        "disks[1]": "hotplug",
+        "nics[0]": "hotplug",
+    }
+    assert (changes["params.rng_rate"].before, changes["params.rng_rate"].after) == (1000, 2000)
+    assert changes["nics[0]"].after is None
+    assert changes["disks[1]"].after["path"] == other.path
+
+
+def test_a_disk_on_a_bus_without_hotplug_changes_at_the_next_start(host: Any) -> None:
+    """IDE and SATA disks cannot be plugged while the guest runs."""
+    disk = attrs.evolve(host.raw_disk(), params={"bus": "ide"})
+    host.driver.start_instance(host.instance(disks=[disk]), paused=True)
+    wanted = host.instance(disks=[attrs.evolve(disk, params={"bus": "ide", "cache": "none"})])
+    assert [(c.path, c.effect) for c in host.driver.plan_start(wanted).changes] == [("disks[0].params.cache", "start")]
+
+
+def test_the_escape_hatch_marks_the_instance(host: Any) -> None:
+    """Options of the owner reach QEMU, and the instance says that it has some."""
+    host.driver.start_instance(host.instance(params={"extra_args": "-device 'virtio-rng-pci,id=mine' -d guest_errors"}))
+    assert b"virtio-rng-pci,id=mine" in Path(f"/proc/{host.pid()}/cmdline").read_bytes().split(b"\0")
+    assert host.driver.get_instance_info("web1").marks == ("extra-args",)
+    host.driver.start_instance(host.instance("web2"))
+    assert host.driver.get_instance_info("web2").marks == ()

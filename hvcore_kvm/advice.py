@@ -1,0 +1,113 @@
+"""What is legal and unwise in a definition."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hvcore import Finding, HostError, Severity
+from hvcore_kvm.capabilities import QemuCapabilities
+from hvcore_kvm.definition import Definition
+from hvcore_kvm.secrets import read_secret
+
+_WEAK_MODELS = ("qemu32", "qemu64", "kvm32", "kvm64", "x86-64-v1")
+_FAST_BUSES = ("virtio-blk", "scsi", "nvme", "scsi-block", "scsi-generic")
+_VNC_PASSWORD = 8
+"""Characters of a password that the VNC protocol looks at (RFC 6143, 7.2.2)."""
+
+
+def assess(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    """Everything worth saying of a definition that has no errors.
+
+    Args:
+        definition: the definition.
+        capabilities: what the QEMU program can do.
+    """
+    yield from _machine(definition, capabilities)
+    yield from _devices(definition)
+    yield from _consoles(definition)
+
+
+def _machine(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    if definition.machine.accel == "tcg":
+        yield _advice("slow", "params.accel", "guests are emulated, which is slow")
+    machine = capabilities.machine(definition.wanted_machine)
+    if machine is not None and machine.deprecated:
+        yield _warning("deprecated", "params.machine", f"machine type {machine.name} is deprecated by QEMU")
+    model = definition.cpu.cpu_model
+    if model in capabilities.deprecated_cpu_models:
+        yield _warning("deprecated", "params.cpu_model", f"CPU model {model} is deprecated by QEMU")
+    if model in _WEAK_MODELS:
+        message = f"{model} is slow, and hides what protects against faults of processors"
+        yield _warning("weak-cpu-model", "params.cpu_model", message)
+    if model == "host":
+        message = "a live migration needs a host with the same processor"
+        yield _advice("not-portable", "params.cpu_model", message)
+    if definition.machine.extra_args:
+        message = "QEMU gets options that the driver knows nothing of; hotplug and migration may fail on them"
+        yield _warning("extra-args", "params.extra_args", message)
+    if definition.security_model is not None and definition.security_model.name == "none" and os.geteuid() == 0:
+        message = "QEMU runs as root: a guest that breaks out of it has the host"
+        yield _warning("runs-as-root", "security_model", message)
+
+
+def _devices(definition: Definition) -> Iterator[Finding]:
+    for disk in definition.disks:
+        given, below = disk.parameters, f"{disk.origin}.params"
+        if given.cache == "unsafe":
+            yield _warning("unsafe", f"{below}.cache", "writes are lost when the host crashes")
+        if given.bus not in _FAST_BUSES:
+            yield _advice("slow", f"{below}.bus", f"a disk on bus {given.bus} is emulated, which is slow")
+    for nic in definition.nics:
+        given_nic, below = nic.parameters, f"{nic.origin}.params"
+        if given_nic.model != "virtio-net":
+            yield _advice("slow", f"{below}.model", f"{given_nic.model} is emulated, which is slow")
+        if given_nic.vhost is False and getattr(nic.mode.backend, "tap", False):
+            yield _advice("slow", f"{below}.vhost", "packets go through QEMU, which is slow")
+        if given_nic.queues > definition.instance.vcpus:
+            message = f"there are {definition.instance.vcpus} virtual CPUs, and more queues are of no use"
+            yield _advice("no-use", f"{below}.queues", message)
+    devices = definition.devices
+    spice = any(console.name == "spice" for console, _ in definition.consoles)
+    if devices.sound != "none" and devices.sound_backend in (None, "none") and not spice:
+        yield _advice("no-use", "params.sound", "nobody hears it: there is no backend and no SPICE")
+
+
+def _consoles(definition: Definition) -> Iterator[Finding]:
+    for console, parameters in definition.consoles:
+        below = f"params.{console.name}"
+        address = getattr(parameters, "bind_address", None)
+        if address is not None and getattr(parameters, "tls", True) in (False, "none") and not _is_loopback(address):
+            message = f"everybody on the way to {address} can look on"
+            yield _warning("not-encrypted", f"{below}.tls", message)
+        if console.name == "vnc":
+            yield from _password(parameters, f"{below}.password_file")
+
+
+def _password(parameters: Any, where: str) -> Iterator[Finding]:
+    path = getattr(parameters, "password_file", None)
+    if path is None:
+        return
+    try:
+        length = len(read_secret(path))
+    except HostError:
+        return  # an error of its own, which validation reports
+    if length > _VNC_PASSWORD:
+        yield _advice("no-use", where, f"VNC looks at the first {_VNC_PASSWORD} characters of a password only")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "lo"
+
+
+def _advice(code: str, path: str, message: str) -> Finding:
+    return Finding(code=code, path=path, message=message, severity=Severity.ADVICE)
+
+
+def _warning(code: str, path: str, message: str) -> Finding:
+    return Finding(code=code, path=path, message=message, severity=Severity.WARNING)

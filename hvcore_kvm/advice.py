@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterator
-from typing import Any
 
-from hvcore import Finding, HostError, Severity
+from hvcore import Finding, Severity
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.definition import Definition
-from hvcore_kvm.secrets import read_secret
 
 _WEAK_MODELS = ("qemu32", "qemu64", "kvm32", "kvm64", "x86-64-v1")
 _FAST_BUSES = ("virtio-blk", "scsi", "nvme", "scsi-block", "scsi-generic")
-_VNC_PASSWORD = 8
-"""Characters of a password that the VNC protocol looks at (RFC 6143, 7.2.2)."""
 
 
 def assess(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
@@ -77,32 +72,9 @@ def _devices(definition: Definition) -> Iterator[Finding]:
 
 def _consoles(definition: Definition) -> Iterator[Finding]:
     for console, parameters in definition.consoles:
-        below = f"params.{console.name}"
-        address = getattr(parameters, "bind_address", None)
-        if address is not None and getattr(parameters, "tls", True) in (False, "none") and not _is_loopback(address):
-            message = f"everybody on the way to {address} can look on"
-            yield _warning("not-encrypted", f"{below}.tls", message)
-        if console.name == "vnc":
-            yield from _password(parameters, f"{below}.password_file")
-
-
-def _password(parameters: Any, where: str) -> Iterator[Finding]:
-    path = getattr(parameters, "password_file", None)
-    if path is None:
-        return
-    try:
-        length = len(read_secret(path))
-    except HostError:
-        return  # an error of its own, which validation reports
-    if length > _VNC_PASSWORD:
-        yield _advice("no-use", where, f"VNC looks at the first {_VNC_PASSWORD} characters of a password only")
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "lo"
+        assess_console = getattr(console.backend, "assess", None)
+        if assess_console is not None:
+            yield from assess_console(definition.instance, parameters)
 
 
 def _advice(code: str, path: str, message: str) -> Finding:

@@ -34,6 +34,8 @@ MINIMUM_VERSION = (7, 2, 0)
 
 _SCHEMA = 2
 _PROBE_TIMEOUT = 20.0
+_LIMITED = ("/usr/bin/timeout", "--kill-after=1", f"{_PROBE_TIMEOUT + 10:g}")
+"""Ends a program that is being asked, should the host application be killed meanwhile: it would stay for ever."""
 _SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/libexec"
 
 
@@ -196,7 +198,7 @@ def _probe(path: str, deadline: Deadline) -> QemuCapabilities:
             *("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"),
             *("-chardev", f"socket,id=probe,fd={process.FIRST_FD}", "-mon", "chardev=probe,mode=control"),
         ]
-        pid = process.spawn(argv, [theirs.fileno()], output.fileno())
+        pid = process.spawn(argv, [theirs.fileno()], output.fileno(), _LIMITED)
         pidfd = os.pidfd_open(pid)
         try:
             theirs.close()
@@ -335,9 +337,14 @@ def qemu_words(output: str) -> str:
     lines = [line for line in lines if line not in _AFTERMATH]
     said = [re.sub(r"^\S*qemu-system-\S+: ", "", line) for line in lines]
     grave = [line for line in said if not line.startswith("warning: ")]
+    # The refusal does not say which; the warnings before it do.
+    features = [line.removeprefix("warning: ") for line in said if "requested feature: " in line]
+    if any("requested features" in line for line in grave):
+        return "; ".join([*grave[-3:], *features[:_FEATURES]])
     return "; ".join((grave or said)[-3:])
 
 
+_FEATURES = 8
 _AFTERMATH = ("swtpm: Data client disconnected",)
 
 

@@ -30,6 +30,7 @@ def check_whole(definition: Definition) -> list[Finding]:
         *_boot(definition),
         *_nics(definition),
         *_extra_arguments(definition),
+        *_security(definition),
     ]
     if family is not None:
         findings += _family(definition, family)
@@ -175,6 +176,15 @@ def _extra_arguments(definition: Definition) -> Iterable[Finding]:
                 )
 
 
+def _security(definition: Definition) -> Iterable[Finding]:
+    model = definition.security_model
+    if definition.machine.chroot and model is not None and model.name != "none":
+        message = (
+            f"needs security model none: with {model.name}, QEMU is not root any more when it would change its root"
+        )
+        yield _wrong("params.chroot", message)
+
+
 def _ids(text: str) -> Iterable[str]:
     if text.startswith("{"):
         try:
@@ -186,7 +196,10 @@ def _ids(text: str) -> Iterable[str]:
     return [value for key, _, value in pairs if key in ("id", "node-name")]
 
 
-_OWN_IDS = ("disk-", "nic-", "net-", "image-", "secret-", "throttle-", "group-", "iothread", "cdrom", "usb-device")
+_OWN_IDS = (
+    *("disk-", "nic-", "net-", "image-", "secret-", "throttle-", "group-", "iothread", "cdrom", "usb-device", "share"),
+    *("scsi", "sata", "serial", "host", "vnc", "spice"),
+)
 _OWN_NAMES = frozenset(
     (
         *(

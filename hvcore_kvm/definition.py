@@ -188,7 +188,9 @@ def _nic(
         return None
     if mode.parameters is not None:
         sections.append(ParameterSection(title=mode.name, place="nic", fields=mode.parameters, rules=tuple(mode.rules)))
-    records, problems = structure_sections(sections, _with_defaults(defaults, nic.params), f"{path}.params")
+    # What the mode looks at is what holds, defaults for all NICs included.
+    nic = attrs.evolve(nic, params=_with_defaults(defaults, nic.params))
+    records, problems = structure_sections(sections, nic.params, f"{path}.params")
     mode_parameters = records.get(mode.parameters) if mode.parameters is not None else None
     if not problems:
         problems = [finding.below(path) for finding in mode.backend.check(nic, mode_parameters)]

@@ -172,10 +172,12 @@ class InstanceDirectory:
         """Remove everything in the volatile directory but one file."""
         fd = self._need()
         for name in os.listdir(fd):
-            if name == ROOT:
-                os.rmdir(name, dir_fd=fd)
-            elif name != keep:
+            if name == keep:
+                continue
+            try:
                 os.unlink(name, dir_fd=fd)
+            except IsADirectoryError:
+                shutil.rmtree(name, dir_fd=fd)
 
     def remove_data_if_empty(self) -> None:
         """Remove the directory for kept records when nothing is in it."""

@@ -181,7 +181,11 @@ class EndpointContext:
 
 
 class ConsoleBackend(Protocol):
-    """One type of console."""
+    """One type of console.
+
+    It may have a method ``assess(instance, parameters)``, which yields findings that are no errors: what is legal and
+    unwise.
+    """
 
     def check(self, instance: Instance, parameters: Any) -> Iterable[Finding]:
         """Find what is wrong without looking at the host."""

@@ -13,9 +13,6 @@ import attrs
 from hvcore import Finding
 from hvcore_kvm.parameters.machine import BootParameters
 
-VARS = "firmware-vars.fd"
-"""The instance's UEFI variables, in its directory for what is kept."""
-
 DIRECTORIES = ("/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware")
 """Where descriptors are; a file of the same name in an earlier one replaces those of the later ones."""
 
@@ -35,6 +32,14 @@ class Firmware:
     code: str
     template: str
     secure: bool
+
+    @property
+    def variables(self) -> str:
+        """Name of the instance's UEFI variables among what is kept.
+
+        Secure Boot has its own: it holds only as long as its keys are among the variables.
+        """
+        return "firmware-vars-secure.fd" if self.secure else "firmware-vars.fd"
 
 
 def find_firmware(
@@ -80,7 +85,7 @@ def _descriptors(directories: Iterable[str]) -> Iterable[Mapping[str, Any]]:
         try:
             with open(path, encoding="utf-8") as file:
                 content = json.loads(file.read(_LIMIT))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue  # an empty file hides the one of the same name behind it
         if isinstance(content, Mapping):
             yield content

@@ -84,14 +84,16 @@ def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Cho
             path="params.vcpus_max" if definition.instance.vcpus <= machine.cpu_max else "vcpus",
             message=f"machine type {machine.name} takes {machine.cpu_max} at most",
         )
-    values = supported_values(capabilities)
     model = definition.cpu.cpu_model
+    needed = model is not None or definition.cpu.cpu_features
+    values = supported_values(capabilities) if needed else {}
     if model is not None and model not in values["params.cpu_model"]:
         message = f"CPU model {model} is unknown to {qemu}"
         yield _unknown("unknown-cpu-model", "params.cpu_model", message, model, values["params.cpu_model"])
+    # QEMU takes either spelling.
+    features = {feature.replace("_", "-") for feature in values.get("params.cpu_features", ())}
     for name in definition.cpu.cpu_features:
-        # QEMU takes either spelling.
-        if name.replace("_", "-") not in {feature.replace("_", "-") for feature in values["params.cpu_features"]}:
+        if name.replace("_", "-") not in features:
             message = f"CPU feature {name} is unknown to {qemu}"
             yield _unknown("unknown-cpu-feature", "params.cpu_features", message, name, values["params.cpu_features"])
     if model == "host" and choice.accelerator != "kvm":

@@ -31,7 +31,6 @@ from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
 from hvcore_kvm.directory import CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
-from hvcore_kvm.firmware import VARS
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.qmp.client import connect_unix
@@ -77,7 +76,7 @@ class Launch:
         self._pidfd: int | None = None
         self._pid: int | None = None
         self._companions = CompanionRecords()
-        self._made_variables = False
+        self._made_variables: str | None = None
         self._client: QmpClient | None = None
         self._started = 0.0
         # Read before anything is done: undo puts them back.
@@ -163,11 +162,12 @@ class Launch:
     def _keep_variables(self) -> None:
         firmware = self._plan.decisions.firmware
         assert firmware is not None  # noqa: S101 - asked before the step is made
-        self._made_variables = self._directory.copy_in(firmware.template, VARS)
+        if self._directory.copy_in(firmware.template, firmware.variables):
+            self._made_variables = firmware.variables
 
     def _forget_variables(self) -> None:
-        if self._made_variables:
-            self._directory.remove(VARS, data=True)
+        if self._made_variables is not None:
+            self._directory.remove(self._made_variables, data=True)
             self._directory.remove_data_if_empty()
 
     def _start_companion(self, companion: Companion) -> None:

@@ -134,38 +134,38 @@ def place_devices(
         The places by uuid, and findings for spaces that are too small.
     """
     old = kept.addresses if kept is not None and family_of(kept.machine) == board.family else {}
-    known: dict[str, list[Place]] = {}
+    known: dict[str, dict[str, Place]] = {}
     for request in requests:
         if request.space not in known:
-            known[request.space] = board.places(request.space)
+            known[request.space] = {str(place): place for place in board.places(request.space)}
     places: dict[str, Place] = {}
     taken: set[str] = set()
     for request in requests:
-        place = next((p for p in known[request.space] if str(p) == old.get(request.uuid)), None)
-        if place is not None and str(place) not in taken:
-            places[request.uuid] = place
-            taken.add(str(place))
+        before = old.get(request.uuid, "")
+        if before in known[request.space] and before not in taken:
+            places[request.uuid] = known[request.space][before]
+            taken.add(before)
     # Places of devices that are not there now stay theirs as long as there are others.
     reserved = set(old.values())
     lacking: dict[str, int] = {}
     for request in requests:
         if request.uuid in places:
             continue
-        free = [place for place in known[request.space] if str(place) not in taken]
+        free = [at for at in known[request.space] if at not in taken]
         if not free:
             lacking[request.space] = lacking.get(request.space, 0) + 1
             continue
-        place = next((p for p in free if str(p) not in reserved), free[0])
-        places[request.uuid] = place
-        taken.add(str(place))
-    return places, [_full(space, count, known[space]) for space, count in lacking.items()]
+        chosen = next((at for at in free if at not in reserved), free[0])
+        places[request.uuid] = known[request.space][chosen]
+        taken.add(chosen)
+    return places, [_full(space, count, len(known[space])) for space, count in lacking.items()]
 
 
-def _full(space: str, lacking: int, places: Sequence[Place]) -> Finding:
+def _full(space: str, lacking: int, places: int) -> Finding:
     where = {"pci": "PCI slots", "virtio": "slots", "ide": "IDE units", "sata": "SATA ports"}.get(
         space, f"targets of {space}"
     )
-    message = f"{lacking} devices too many: there are {len(places)} {where}"
+    message = f"{lacking} devices too many: there are {places} {where}"
     if not places:
         message = f"the machine has no {where}"
     path = "params.scsi_controller" if space.startswith("scsi") else "params.machine"

@@ -95,7 +95,7 @@ def _rbd(uri: str) -> Options:
         key, _, value = part.partition("=")
         name = {"id": "user", "conf": "conf"}.get(key)
         if name is None or not value or name in options:
-            raise ValueError(f"has the option {part[:30]!r}; id= and conf= are known, each once")
+            raise ValueError(f"has the option {key[:20]!r} wrong; id= and conf= are known, each once")
         options[name] = value
     return options
 

@@ -77,14 +77,13 @@ def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> 
         "blockdev": ("block driver", set(capabilities.block_drivers)),
         "chardev": ("character device", set(capabilities.character_devices)),
     }
-    known = supported_values(capabilities)
     for option in options:
         if option.name not in have or option.form == "raw":
             continue
         title, there = have[option.name]
         for kind in _kinds(option):
             if kind not in there:
-                values = known.get(_general(option.origin))
+                values = supported_values(capabilities).get(_general(option.origin))
                 hint = f"it has {', '.join(values)}" if values else _MODULE_HINT if title == "block driver" else None
                 message = f"{qemu} has no {title} {kind}"
                 yield Finding(code=f"unknown-{option.name}", path=option.origin, message=message, hint=hint)

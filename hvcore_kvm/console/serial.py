@@ -37,7 +37,9 @@ class SerialConsole:
         fd = context.listen(SOCKET)
         origin = "consoles"
         chardev = {"id": "serial0", "fd": fd, "server": True, "wait": False}
-        port = json_option("device", {"driver": "isa-serial", "id": "com1", "chardev": "serial0"}, origin=origin)
+        # The first port wherever it stands among the options: QEMU would number them in their order.
+        values = {"driver": "isa-serial", "id": "com1", "index": 0, "chardev": "serial0"}
+        port = json_option("device", values, origin=origin)
         if context.family == "virt":
             # Its serial port is on the board, and can only be told where to go.
             port = word("serial", "chardev:serial0", origin=origin)

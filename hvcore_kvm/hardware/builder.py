@@ -16,7 +16,7 @@ from hvcore_kvm.companions import Companion
 from hvcore_kvm.families import FdRequest
 from hvcore_kvm.placement import Board, family_of, place_devices, placement, sata_controllers
 from hvcore_kvm.runtime import Placement
-from hvcore_kvm.secrets import open_secret
+from hvcore_kvm.secrets import check_secret, open_secret
 
 if TYPE_CHECKING:
     from hvcore_kvm.directory import InstanceDirectory
@@ -136,6 +136,7 @@ class Builder:
 
     def secret(self, ident: str, path: str, origin: str) -> None:
         """Add a secret object: QEMU reads it from a descriptor, so that it is in no argument list."""
+        self.findings += check_secret(path, origin)
         request = FdRequest(name=ident, purpose=f"secret from {path}", open=lambda: open_secret(path))
         # QEMU opens it again by this path, which works for a file in memory whoever QEMU runs as.
         values = {"qom-type": "secret", "id": ident, "file": f"/proc/self/fd/{self.fd(request)}"}

@@ -24,6 +24,9 @@ AGENT = "agent"
 TPM_STATE = "tpm"
 """Directory of the TPM's state, in the instance's directory for what is kept."""
 
+SOUND = "sound.wav"
+"""File in the instance's directory that sound goes to with backend wav, as long as the instance runs."""
+
 VHOST_VSOCK = "/dev/vhost-vsock"
 _RNG_FILES = {"urandom": "/dev/urandom", "hwrng": "/dev/hwrng"}
 
@@ -92,9 +95,10 @@ def add_devices(builder: Builder) -> None:
     for index in range(1, devices.serial_ports + 1):
         name, origin = f"serial{index}", "params.serial_ports"
         chardev = {"id": name, "fd": builder.listen(name), "server": True, "wait": False}
+        values = {"index": index, "chardev": name}
         builder.add(
             keyed("chardev", "socket", chardev, origin=origin),
-            json_option("device", {"driver": "isa-serial", "id": f"com{index + 1}", "chardev": name}, origin=origin),
+            json_option("device", {"driver": "isa-serial", "id": f"com{index + 1}", **values}, origin=origin),
         )
     for index, share in enumerate(devices.shares):
         _add_share(builder, index, share)
@@ -269,6 +273,9 @@ def _add_sound(builder: Builder) -> None:
     spice = any(console.name == "spice" for console, _ in definition.consoles)
     backend = definition.devices.sound_backend or ("spice" if spice else "none")
     audio: dict[str, Any] = {"driver": backend, "id": "audio0"}
+    if backend == "wav":
+        # QEMU's own choice would be a file in its working directory, which is the host's root.
+        audio["path"] = builder.join(SOUND)
     builder.add(json_option("audiodev", audio, origin="params.sound_backend"))
     driver = SOUND_DEVICES[kind]
     if kind in ("hda", "ich6"):

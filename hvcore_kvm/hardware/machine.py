@@ -12,7 +12,7 @@ from hvcore_kvm.cpu_model import cpu_value
 from hvcore_kvm.directory import CONTROL, EVENTS, QUERY
 from hvcore_kvm.extra_arguments import split_extra_arguments
 from hvcore_kvm.families import FdRequest
-from hvcore_kvm.firmware import VARS, Firmware
+from hvcore_kvm.firmware import Firmware
 from hvcore_kvm.hardware.builder import Builder
 from hvcore_kvm.hardware.memory import has_backend
 from hvcore_kvm.images import ImageFile, open_image
@@ -151,7 +151,7 @@ def add_boot(builder: Builder) -> None:
 
 
 def _add_firmware(builder: Builder, firmware: Firmware) -> None:
-    kept = os.path.join(builder.directory.data_path, VARS)
+    kept = os.path.join(builder.directory.data_path, firmware.variables)
     for node, path, read_only in (("firmware-code", firmware.code, True), ("firmware-vars", kept, False)):
         file = ImageFile(path=path, format="raw", where="params.firmware", read_only=read_only)
         access = "read-only" if read_only else "read-write"

@@ -100,7 +100,8 @@ def _add_disk(builder: Builder, disk: DiskDefinition, bootindex: int | None) -> 
             "serial": given.serial or uuid.replace("-", "")[:20],
             "write-cache": "on" if guest_cache else "off",
             "logical_block_size": given.logical_block_size,
-            "physical_block_size": given.physical_block_size,
+            # QEMU's own 512 would be refused where the logical size is larger.
+            "physical_block_size": given.physical_block_size or given.logical_block_size,
         }
     values["bootindex"] = bootindex
     if given.shared:

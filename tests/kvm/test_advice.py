@@ -54,13 +54,15 @@ def test_advice_on_disks_and_nics(host: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "warned"), [("127.0.0.1", False), ("::1", False), ("lo", False), ("0.0.0.0", True)]
+    ("address", "open_to_all"), [("127.0.0.1", False), ("::1", False), ("lo", False), ("0.0.0.0", True)]
 )
-def test_advice_on_consoles(host: Any, address: str, warned: bool) -> None:
-    """A console that leaves the host without encryption is warned of; every loopback is the same."""
-    params = {"accel": "auto", "vnc": {"bind_address": address, "port": 5901}}
-    found = _advice(host, consoles=["vnc"], params=params)
-    assert found == ([("not-encrypted", "params.vnc.tls")] if warned else [])
+@pytest.mark.parametrize("kind", ["vnc", "spice"])
+def test_advice_on_consoles(host: Any, kind: str, address: str, open_to_all: bool) -> None:
+    """A console that leaves the host open to all is warned of; every loopback is the same."""
+    params = {"accel": "auto", kind: {"bind_address": address, "port": 5901}}
+    found = _advice(host, consoles=[kind], params=params)
+    expected = [("unencrypted", f"params.{kind}.tls"), ("unprotected", f"params.{kind}.password_file")]
+    assert found == (expected if open_to_all else [])
 
 
 def test_advice_on_a_long_vnc_password(host: Any) -> None:
@@ -68,6 +70,6 @@ def test_advice_on_a_long_vnc_password(host: Any) -> None:
     path = host.directory / "password"
     path.write_text("much-too-long\n")
     params = {"accel": "auto", "vnc": {"bind_address": "127.0.0.1", "port": 5901, "password_file": str(path)}}
-    assert _advice(host, consoles=["vnc"], params=params) == [("no-use", "params.vnc.password_file")]
+    assert _advice(host, consoles=["vnc"], params=params) == [("ineffective", "params.vnc.password_file")]
     words = str(host.driver.assess_parameters(host.instance(consoles=["vnc"], params=params)))
     assert "much" not in words

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +81,47 @@ def test_warnings_are_not_the_reason() -> None:
     assert qemu_words(said) == "-bios x: could not load"
     assert qemu_words("qemu-system-x86_64: warning: only this\n") == "warning: only this"
     assert qemu_words("") == ""
+
+
+def test_the_features_a_cpu_model_lacks_are_named() -> None:
+    """QEMU names them in warnings, and refuses in a line that does not."""
+    output = (
+        "qemu-system-x86_64: warning: TCG doesn't support requested feature: CPUID.01H:ECX.pcid [bit 17]\n"
+        "qemu-system-x86_64: warning: TCG doesn't support requested feature: CPUID.07H:EBX.invpcid [bit 10]\n"
+        "qemu-system-x86_64: TCG doesn't support requested features\n"
+    )
+    words = qemu_words(output)
+    assert words.startswith("TCG doesn't support requested features; ")
+    assert "pcid [bit 17]" in words
+    assert "invpcid [bit 10]" in words
+
+
+_KILLED = """
+import os, signal, sys
+from hvcore import Deadline
+from hvcore_kvm import capabilities, process
+assert capabilities._LIMITED[0].endswith("timeout")
+capabilities._LIMITED = (*capabilities._LIMITED[:-1], "1")
+spawn = process.spawn
+def spawned(*args):
+    print(spawn(*args), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+process.spawn = spawned
+capabilities.capabilities_of(sys.argv[1], sys.argv[2], Deadline.after(20))
+"""
+
+
+def test_a_program_that_is_asked_ends_when_the_host_application_was_killed(tmp_path: Path) -> None:
+    """Nobody would ever end it: it has no guest, and its socket's end means nothing to it."""
+    qemu = shutil.which("qemu-system-x86_64")
+    command = [sys.executable, "-c", _KILLED, str(qemu), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -9, done.stderr
+    try:
+        fd = os.pidfd_open(int(done.stdout))
+    except ProcessLookupError:
+        return  # it has ended and been reaped
+    try:
+        assert select.select([fd], [], [], 30)[0], "it stays"
+    finally:
+        os.close(fd)

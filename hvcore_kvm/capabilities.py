@@ -333,8 +333,6 @@ def _unusable(code: str, message: str, hint: str) -> InvalidParameters:
 def qemu_words(output: str) -> str:
     """What QEMU said, from what it printed: its last lines, warnings left out where there is anything else."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    # What companions say because QEMU has ended is no reason for it.
-    lines = [line for line in lines if line not in _AFTERMATH]
     said = [re.sub(r"^\S*qemu-system-\S+: ", "", line) for line in lines]
     grave = [line for line in said if not line.startswith("warning: ")]
     # The refusal does not say which; the warnings before it do.
@@ -345,7 +343,6 @@ def qemu_words(output: str) -> str:
 
 
 _FEATURES = 8
-_AFTERMATH = ("swtpm: Data client disconnected",)
 
 
 def as_json(capabilities: QemuCapabilities) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Companions: processes that serve one QEMU process, such as swtpm and virtiofsd.
 
 QEMU talks to each over a connected socket that it inherits; when QEMU ends, the connection closes and the companion
-ends by itself. That holds for a host application that is killed in the middle of a start as well.
+ends by itself. One that QEMU never spoke to may stay (swtpm 0.7 does): whoever undoes the start ends it. It is known by
+its record, or as the writer of the file its output goes to.
 """
 
 from __future__ import annotations
@@ -115,11 +116,16 @@ def _connection(listens: bool) -> tuple[socket.socket, socket.socket]:
     return client, listener
 
 
-def end_companions(records: CompanionRecords) -> None:
-    """Wait for companions whose QEMU is gone, and end those that stay. One that has gone is no error."""
+def end_companions(records: CompanionRecords, *, spoken_to: bool) -> None:
+    """Wait for companions whose QEMU is gone, and end those that stay. One that has gone is no error.
+
+    Args:
+        records: the companions.
+        spoken_to: their QEMU has been up, so that they end by themselves.
+    """
     for record in records.companions:
         with process.held(record.identity) as pidfd:
-            if pidfd is None or process.wait_dead(pidfd, Deadline.after(_PATIENCE)):
+            if pidfd is None or process.wait_dead(pidfd, Deadline.after(_PATIENCE if spoken_to else 0.0)):
                 continue
             process.end(pidfd, Deadline.after(_PATIENCE))
     process.reap_children()

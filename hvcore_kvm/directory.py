@@ -2,7 +2,7 @@
 
 ::
 
-    STATE/instances/NAME/    volatile: control query serial agent (sockets) events stderr journal root
+    STATE/instances/NAME/    volatile: control query serial agent (sockets) events stderr companions journal root
                              process.json record.json companions.json stop.json reboot.json history-before.json
     DATA/instances/NAME/     kept: history.json placement.json firmware-vars.fd tpm
 """
@@ -30,6 +30,8 @@ EVENTS = "events"
 """File that QEMU appends its events to."""
 STDERR = "stderr"
 """File that QEMU's standard output and error go to."""
+COMPANIONS_OUTPUT = "companions"
+"""File that the output of its companions goes to."""
 ROOT = "root"
 """Empty directory that becomes QEMU's root where it is to have one of its own."""
 JOURNAL = "journal"

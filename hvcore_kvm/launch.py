@@ -29,7 +29,7 @@ from hvcore_kvm import process
 from hvcore_kvm.affinity import pin_instance
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
-from hvcore_kvm.directory import CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
+from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused, QmpTimeout
@@ -126,7 +126,10 @@ class Launch:
             journal.run(Step(name="UEFI variables", do=self._keep_variables, undo=self._forget_variables))
         for step in plan.security.steps:
             journal.run(step)
-        for _, nic_plan in plan.nics:
+        for nic, nic_plan in plan.nics:
+            for step in nic_plan.down:
+                # QEMU is gone after a start that failed, too. What hangs on a descriptor is made with it.
+                journal.run(Step(name=f"{nic.origin}: prepare", do=_nothing, undo=step.do))
             for step in nic_plan.up:
                 journal.run(step)
         for companion in plan.companions:
@@ -171,7 +174,7 @@ class Launch:
             self._directory.remove_data_if_empty()
 
     def _start_companion(self, companion: Companion) -> None:
-        output = self._directory.append_only(STDERR)
+        output = self._directory.append_only(COMPANIONS_OUTPUT)
         try:
             started = start_companion(companion, output)
         finally:
@@ -238,6 +241,7 @@ class Launch:
         late = isinstance(error, QmpTimeout) or isinstance(error.__cause__, QmpTimeout)
         ended = process.end_of(self._pidfd, Deadline.after(0.0 if late else 2.0))
         output = self._directory.tail(STDERR, _STDERR_TAIL)
+        companions = self._directory.tail(COMPANIONS_OUTPUT, _STDERR_TAIL)
         words = qemu_words(output)
         if ended is None:
             return DeadlineExceeded(
@@ -249,7 +253,7 @@ class Launch:
         return SpawnFailed(
             f"QEMU ended at start{how}: {words or 'it said nothing'}",
             exit_status=status,
-            output=output,
+            output=output + companions,
             hint=_advice(words),
         )
 
@@ -304,6 +308,10 @@ class Launch:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _nothing() -> None:
+    """What a step does that is there for its undo."""
 
 
 def _advice(words: str) -> str | None:

@@ -27,7 +27,7 @@ from hvcore import (
     WrongState,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import CONTROL, EVENTS, JOURNAL, InstanceDirectory
+from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, EVENTS, JOURNAL, InstanceDirectory
 from hvcore_kvm.events import last, read_events
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpRefused, QmpTimeout
@@ -356,14 +356,15 @@ class Control:
             self._directory.remove(HISTORY, data=True)
 
     def _end_strays(self, seen: Observed, deadline: Deadline) -> None:
-        """End a QEMU that was started and not written down: it is the only one that holds the event file."""
+        """End a QEMU or a companion that was started and not written down: nobody else writes to these files."""
         known = seen.process.identity.pid if seen.process else -1
         if seen.process is not None and not seen.unfinished:
             return
-        for pid in process.holders(self._directory.join(EVENTS)):
-            if pid != known:
-                with contextlib.suppress(ProcessLookupError), _pidfd(pid) as fd:
-                    process.end(fd, deadline)
+        for name in (EVENTS, COMPANIONS_OUTPUT):
+            for pid in process.holders(self._directory.join(name)):
+                if pid != known:
+                    with contextlib.suppress(ProcessLookupError), _pidfd(pid) as fd:
+                        process.end(fd, deadline)
 
     def _recorded(self) -> InstanceState | None:
         try:

@@ -18,7 +18,7 @@ def release(seen: Observed, families: Families, announce: Callable[[InterfaceEve
     Raises:
         OperationFailed: some failed; all were tried, and they may be tried again.
     """
-    end_companions(seen.companions)
+    end_companions(seen.companions, spoken_to=not seen.unfinished)
     if seen.record is None:
         return
     definition, _ = read(seen.record.instance, families)

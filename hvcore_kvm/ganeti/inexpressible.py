@@ -106,7 +106,6 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
     },
     NicParameters: {
         "rx_queue_size": (None,),
-        "tx_queue_size": (None,),
         "packed": (False,),
         "rss": (False,),
         "mtu": (None,),

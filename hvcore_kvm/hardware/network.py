@@ -33,6 +33,7 @@ def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> Nic
         fd=builder.fd,
     )
     plan = nic.mode.backend.plan(context)
+    builder.companions += plan.companions
     builder.add(json_option("netdev", plan.netdev, origin=nic.origin))
     values: dict[str, Any] = {"netdev": netdev, "mac": nic.nic.mac, "bootindex": bootindex}
     if bootindex is None and builder.family != "microvm" and given.model != "usb-net":
@@ -50,7 +51,6 @@ def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> Nic
             values |= {"mq": True, "vectors": 2 * given.queues + 2}
         values |= {
             "rx_queue_size": given.rx_queue_size,
-            "tx_queue_size": given.tx_queue_size,
             "packed": given.packed or None,
             "rss": given.rss or None,
             "host_mtu": given.mtu,

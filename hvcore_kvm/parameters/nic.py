@@ -71,9 +71,6 @@ class NicParameters:
     rx_queue_size: int | None = param(
         default=None, checks=(power_of_two(256, 1024),), summary="Packets the receive queue holds (virtio-net)."
     )
-    tx_queue_size: int | None = param(
-        default=None, checks=(power_of_two(256, 1024),), summary="Packets the transmit queue holds (virtio-net)."
-    )
     packed: bool = param(default=False, summary="Use the packed virtqueue layout (virtio-net).")
     rss: bool = param(default=False, summary="Spread received packets over the queues by hash (virtio-net).")
     mtu: int | None = param(
@@ -103,7 +100,6 @@ def nic_rules(nic: NicParameters) -> Iterator[Finding]:
             ("queues", 1),
             ("vhost", None),
             ("rx_queue_size", None),
-            ("tx_queue_size", None),
             ("packed", False),
             ("rss", False),
             ("mtu", None),

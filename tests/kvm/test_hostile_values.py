@@ -290,3 +290,89 @@ def test_qemu_has_exactly_the_value_that_was_accepted(host: Any, field: Field) -
 
     check()
     assert benign in accepted
+
+
+def _as_qemu_reads(text: str) -> list[tuple[str, str]]:
+    """The pairs of an option, by QEMU's rules (util/keyval: a doubled comma is a comma, a single one ends a value)."""
+    pairs, current, index = [], "", 0
+    while index <= len(text):
+        if index == len(text) or (text[index] == "," and text[index + 1 : index + 2] != ","):
+            key, equals, value = current.partition("=")
+            pairs.append((key, value) if equals else ("", key))
+            current = ""
+        else:
+            current += text[index]
+            index += text[index] == ","
+        index += 1
+    return pairs
+
+
+def _pairs(plan: hvcore.Plan, name: str, first: tuple[str, str]) -> dict[str, str]:
+    found = (_as_qemu_reads(option.words[1]) for option in plan.options if option.name == name)
+    return dict(next(pairs for pairs in found if pairs[0] == first))
+
+
+def _node(plan: hvcore.Plan, name: str) -> Any:
+    return next(json.loads(o.words[1]) for o in plan.options if o.name == "blockdev" and name in o.words[1])
+
+
+PLANNED = (
+    Field(
+        name="smbios",
+        definition=lambda host, v: host.instance(params={"smbios": {"product": v}}),
+        ask=lambda host, plan: _pairs(plan, "smbios", ("type", "1"))["product"],
+    ),
+    Field(
+        name="smbios-oem",
+        definition=lambda host, v: host.instance(params={"smbios_oem": [v]}),
+        ask=lambda host, plan: _pairs(plan, "smbios", ("type", "11"))["value"],
+    ),
+    Field(
+        name="fw-cfg",
+        definition=lambda host, v: host.instance(params={"fw_cfg": {"opt/a": v}}),
+        ask=lambda host, plan: _pairs(plan, "fw_cfg", ("name", "opt/a"))["string"],
+    ),
+    Field(
+        name="cdrom-url",
+        definition=lambda host, v: host.instance(params={"cdroms": [{"url": f"https://example.com/{v}"}]}),
+        ask=lambda host, plan: _node(plan, "cdrom0")["file"]["url"].removeprefix("https://example.com/"),
+    ),
+    Field(
+        name="rbd-image",
+        definition=lambda host, v: host.instance(disks=[Disk(uri=f"rbd:pool/{v}", format="raw")]),
+        ask=lambda host, plan: _rbd(_node(plan, "disk-")["file"]),
+    ),
+)
+
+
+def _rbd(node: dict[str, str]) -> str:
+    """The URI of an image, from QEMU's typed options."""
+    space = f"{node['namespace']}/" if "namespace" in node else ""
+    snapshot = f"@{node['snapshot']}" if "snapshot" in node else ""
+    return f"{space}{node['image']}{snapshot}"
+
+
+@pytest.mark.parametrize("field", PLANNED, ids=lambda field: field.name)
+def test_a_planned_option_holds_exactly_the_value(host: Any, field: Field) -> None:
+    """What QEMU cannot be asked about is read as QEMU would read it; no value makes another option."""
+    names = [option.name for option in host.driver.plan_start(field.definition(host, "plain")).options]
+    accepted = []
+
+    @_examples(80)
+    @given(_HOSTILE)
+    @example("a,b=c")
+    @example("a,,b,")
+    @example(",")
+    @example("=")
+    @example("plain")
+    def check(value: str) -> None:
+        definition = field.definition(host, value)
+        if not host.driver.validate_parameters(definition).ok:
+            return
+        plan = host.driver.plan_start(definition)
+        assert [option.name for option in plan.options] == names
+        assert field.ask(host, plan) == value
+        accepted.append(value)
+
+    check()
+    assert "plain" in accepted

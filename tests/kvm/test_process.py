@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,16 @@ def _wait(pid: int) -> int | None:
         return end.status
     finally:
         os.close(fd)
+
+
+def test_a_reader_is_no_holder(tmp_path: Path) -> None:
+    """Somebody who looks at a log of ours must not be ended for it."""
+    path = tmp_path / "log"
+    path.write_text("")
+    with path.open() as reader:
+        child = subprocess.Popen(["sleep", "60"], stdin=reader)
+        try:
+            assert process.holders(str(path)) == ()
+        finally:
+            child.kill()
+            child.wait()

@@ -1,0 +1,141 @@
+"""Parameters for hardware that a developer's machine lacks: the check says so, and the plan is right without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from hvcore_kvm import device_checks
+from hvcore_kvm.hardware import devices as hardware_devices
+
+pytestmark = pytest.mark.qemu
+
+
+@attrs.frozen(kw_only=True)
+class Lacking:
+    """A definition for hardware that is probably not here.
+
+    Attributes:
+        parameters: those it uses.
+        why: why the effect cannot be asked for here.
+        given: the definition.
+        finding: code and path of the one thing found where the hardware is missing; ``None`` if nothing checks it.
+        plan: type of the device, and the properties it must have in the plan once the hardware seems to be there.
+    """
+
+    parameters: tuple[str, ...]
+    why: str
+    given: dict[str, Any]
+    finding: tuple[str, str] | None
+    plan: tuple[str, dict[str, Any]]
+    there: Callable[[], bool] = lambda: False
+
+
+_ADDRESS = "0000:3b:00.1"
+
+HARDWARE = [
+    Lacking(
+        parameters=("params.vsock", "params.vsock_cid"),
+        why="needs /dev/vhost-vsock",
+        given={"params": {"vsock": True, "vsock_cid": 77}},
+        finding=("no-device", "params.vsock"),
+        plan=("vhost-vsock-pci", {"guest-cid": 77}),
+        there=lambda: os.path.exists("/dev/vhost-vsock"),
+    ),
+    Lacking(
+        parameters=("params.pci_passthrough", "params.pci_passthrough[].address", "params.pci_passthrough[].rom"),
+        why="needs a PCI device that belongs to vfio-pci, and an IOMMU",
+        given={"params": {"pci_passthrough": [{"address": _ADDRESS, "rom": False}]}},
+        finding=("no-device", "params.pci_passthrough[0].address"),
+        plan=("vfio-pci", {"host": _ADDRESS, "rombar": 0}),
+        there=lambda: os.path.exists(f"/sys/bus/pci/devices/{_ADDRESS}"),
+    ),
+    Lacking(
+        parameters=("params.usb[].vendor_id", "params.usb[].product_id"),
+        why="needs a USB device",
+        given={"params": {"usb": [{"type": "host", "vendor_id": 0x1D6B, "product_id": 0x0104}]}},
+        finding=("no-device", "params.usb[0]"),
+        plan=("usb-host", {"vendorid": 0x1D6B, "productid": 0x0104}),
+        there=lambda: os.path.exists("/dev/bus/usb"),
+    ),
+    Lacking(
+        parameters=("params.usb[].host_bus", "params.usb[].host_address"),
+        why="needs a USB device",
+        given={"params": {"usb": [{"type": "host", "host_bus": 3, "host_address": 9}]}},
+        finding=("no-device", "params.usb[0]"),
+        plan=("usb-host", {"hostbus": 3, "hostaddr": 9}),
+        there=lambda: os.path.exists("/dev/bus/usb"),
+    ),
+    Lacking(
+        parameters=("params.usb[].host_port",),
+        why="needs a USB device",
+        given={"params": {"usb": [{"type": "host", "host_bus": 3, "host_port": "1.4"}]}},
+        finding=("no-device", "params.usb[0]"),
+        plan=("usb-host", {"hostbus": 3, "hostport": "1.4"}),
+        there=lambda: os.path.exists("/dev/bus/usb"),
+    ),
+    Lacking(
+        parameters=("disks[].params.bus",),
+        why="needs a SCSI device of the host; any character device does for the plan",
+        given={"disks": [{"path": "/dev/null", "format": "raw", "params": {"bus": "scsi-generic"}}]},
+        finding=None,
+        plan=("scsi-generic", {"bus": "scsi0.0", "serial": None}),
+    ),
+]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Paths under which all of it seems to be there."""
+    node = tmp_path / "node"
+    node.touch()
+    for module in (device_checks, hardware_devices):
+        monkeypatch.setattr(module, "VHOST_VSOCK", str(node))
+    group = tmp_path / "groups" / "7"
+    (group / "devices").mkdir(parents=True)
+    device = tmp_path / "pci" / _ADDRESS
+    device.mkdir(parents=True)
+    (device / "iommu_group").symlink_to(group)
+    (device / "driver").symlink_to(tmp_path / "vfio-pci")
+    (group / "devices" / _ADDRESS).symlink_to(device)
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "7").touch()
+    monkeypatch.setattr(device_checks, "_PCI", str(tmp_path / "pci"))
+    monkeypatch.setattr(device_checks, "_VFIO", str(tmp_path / "vfio"))
+    real = os.path.isdir
+    monkeypatch.setattr(device_checks.os.path, "isdir", lambda path: path == "/dev/bus/usb" or real(path))
+
+
+def _title(lacking: Lacking) -> str:
+    return ",".join(lacking.parameters)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        pytest.param(row, id=_title(row), marks=[pytest.mark.skip(reason="this host has it")] if row.there() else [])
+        for row in HARDWARE
+        if row.finding is not None
+    ],
+)
+def test_missing_hardware_is_the_one_thing_found(host: Any, resolve: Callable[..., Any], lacking: Lacking) -> None:
+    """The definition is right, and the host is told to lack exactly this."""
+    definition = resolve(lacking.given)
+    host.driver.check_parameter_syntax(definition)
+    findings = host.driver.validate_parameters(definition)
+    assert [(finding.code, finding.path) for finding in findings] == [lacking.finding]
+
+
+@pytest.mark.parametrize("lacking", HARDWARE, ids=_title)
+def test_the_plan_uses_it(host: Any, resolve: Callable[..., Any], pretended: None, lacking: Lacking) -> None:
+    """Where the hardware is there, the device of the plan has what the parameters say."""
+    kind, wanted = lacking.plan
+    plan = host.driver.plan_start(resolve(lacking.given))
+    devices = [option.value for option in plan.options if option.name == "device" and option.value["driver"] == kind]
+    assert len(devices) == 1
+    assert {name: devices[0].get(name) for name in wanted} == wanted

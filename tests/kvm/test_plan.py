@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,29 @@ def test_the_escape_hatch_marks_the_instance(host: Any) -> None:
     assert host.driver.get_instance_info("web1").marks == ("extra-args",)
     host.driver.start_instance(host.instance("web2"))
     assert host.driver.get_instance_info("web2").marks == ()
+
+
+def test_hv_plan_twice_gives_the_same_bytes(host: Any) -> None:
+    """What an administrator reads, and what a program reads, does not change by itself."""
+    path = host.directory / "web1.toml"
+    path.write_text(
+        f"""
+        name = "web1"
+        memory = "64MiB"
+        consoles = ["serial", "vnc"]
+        params = {{ accel = "tcg", machine = "q35", memory_min = "32MiB", cdroms = [{{}}], cpu_features = {{ aes = true }} }}
+        disks = [{{ path = "{host.raw_disk().path}", format = "raw" }}]
+        nics = [{{ mode = "user" }}]
+        """
+    )
+    roots = [f"--{name.replace('_', '-')}={value}" for name, value in host.settings.items()]
+    outputs = []
+    for form in ([], ["--json"], ["--origins"]):
+        command = [sys.executable, "-m", "hvcore.cli", *roots, "plan", str(path), *form]
+        first, second = (subprocess.run(command, check=True, capture_output=True, timeout=60).stdout for _ in "12")
+        assert first == second
+        assert b"blockdev" in first
+        outputs.append(first)
+    assert len(set(outputs)) == 3
+    words = json.loads(outputs[1])["argv"]
+    assert tuple(words) == host.driver.plan_start(tomllib.loads(path.read_text())).argv

@@ -42,6 +42,20 @@ def _resolve(value: Any, directory: Path) -> Any:
     return value
 
 
+@pytest.fixture(params=["installed", "newer"])
+def host(request: pytest.FixtureRequest, make_host: Callable[..., Any]) -> Any:
+    """A host with the installed QEMU, and one with a newer QEMU where there is one."""
+    settings = {"qemu": request.getfixturevalue("newer_qemu")} if request.param == "newer" else {}
+    made = make_host(**settings)
+    marker = request.node.get_closest_marker("qemu_versions")
+    if marker is not None:
+        version = dict(made.driver.get_node_info().hypervisor)["qemu"]
+        first, last = marker.args
+        if not first <= int(version.partition(".")[0]) <= last:
+            pytest.skip(f"not for QEMU {version}")
+    return made
+
+
 @pytest.fixture
 def resolve(tmp_path: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Makes a whole definition of the part that matters: its files are made, and the rest is small."""

@@ -83,22 +83,12 @@ def _makes_bridges() -> bool:
     return made.returncode == 0 and subprocess.run([program, "link", "delete", name], check=False).returncode == 0
 
 
-def _qemu_major() -> int:
-    program = shutil.which("qemu-system-x86_64")
-    if program is None:
-        return 0
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"version (\d+)", said)
-    return int(found[1]) if found else 0
-
-
 def _no_module(name: str) -> str | None:
     """Why a part of QEMU that Debian packs as a module cannot be used."""
     return None if any(Path("/usr/lib").glob(f"*/qemu/{name}.so")) else f"QEMU's module {name} is not installed"
 
 
 _MISSING = {
-    "qemu-9": None if _qemu_major() >= 9 else "QEMU is older than 9.0",
     "root": None if os.geteuid() == 0 else "not run by root",
     **{
         name: None if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec:/usr/lib/qemu") else why
@@ -123,10 +113,13 @@ if _MISSING["io_uring"] is not None and os.uname().release >= "5.1":
     _MISSING["io_uring"] = None
 
 
+_MARKS = {"kvm": pytest.mark.kvm, "qemu-9": pytest.mark.qemu_versions(9, 999)}
+
+
 def needs(*names: str) -> list[pytest.MarkDecorator]:
     """The marks of a test with needs: what is missing is known before it begins."""
-    marks = [pytest.mark.kvm] if "kvm" in names else []
-    missing = [str(_MISSING[name]) for name in names if name != "kvm" and _MISSING[name] is not None]
+    marks = [_MARKS[name] for name in names if name in _MARKS]
+    missing = [str(_MISSING[name]) for name in names if name not in _MARKS and _MISSING[name] is not None]
     return [*marks, *([pytest.mark.skip(reason="; ".join(missing))] if missing else [])]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from kvm_effect import Effect, File, Probe, Question, disk, needs, of, proves, rows, type_of
+from kvm_effect import Effect, File, Probe, Question, disk, of, proves, rows, type_of
 
 import hvcore
 
@@ -354,7 +354,7 @@ def test_two_instances_share_a_disk(begin: Any) -> None:
             pass
 
 
-@pytest.mark.skipif(not needs("qemu-9"), reason="this QEMU has it")
+@pytest.mark.qemu_versions(7, 8)
 @proves("disks[].params.iothread_mapping", "params.disk.iothread_mapping")
 def test_a_mapping_needs_a_new_qemu(host: Any, resolve: Callable[..., Any]) -> None:
     """An older QEMU is told to be too old, before it is started."""

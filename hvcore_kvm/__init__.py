@@ -4,7 +4,9 @@ For authors of NIC modes, security models and console types: the names below are
 """
 
 from hvcore import Step, hookimpl
+from hvcore_kvm import listen_address, packet_filter, unprivileged
 from hvcore_kvm.command_line import Option, PlaceRequest, device, flag, json_option, keyed, word
+from hvcore_kvm.companions import Companion, find_program
 from hvcore_kvm.families import (
     ConsoleContext,
     ConsolePlan,
@@ -18,18 +20,26 @@ from hvcore_kvm.families import (
     SecurityModel,
     SecurityPlan,
 )
+from hvcore_kvm.forward import Forward, check_forwards
+from hvcore_kvm.host_command import run_command
+from hvcore_kvm.interface import NetworkInterface, is_interface_name
+from hvcore_kvm.tap import TapParameters, check_queues, check_tap, open_queue, plan_queues, plan_tap, tap_name
+from hvcore_kvm.vlan import Vlans, is_vlan, parse_vlan
 
 VERSION = "0.1.0"
 """Version of the driver."""
 
 __all__ = [
     "VERSION",
+    "Companion",
     "ConsoleContext",
     "ConsolePlan",
     "ConsoleType",
     "EndpointContext",
     "FdRequest",
+    "Forward",
     "InterfaceEvent",
+    "NetworkInterface",
     "NicContext",
     "NicMode",
     "NicPlan",
@@ -38,10 +48,27 @@ __all__ = [
     "SecurityModel",
     "SecurityPlan",
     "Step",
+    "TapParameters",
+    "Vlans",
+    "check_forwards",
+    "check_queues",
+    "check_tap",
     "device",
+    "find_program",
     "flag",
     "hookimpl",
+    "is_interface_name",
+    "is_vlan",
     "json_option",
     "keyed",
+    "listen_address",
+    "open_queue",
+    "packet_filter",
+    "parse_vlan",
+    "plan_queues",
+    "plan_tap",
+    "run_command",
+    "tap_name",
+    "unprivileged",
     "word",
 ]

@@ -8,7 +8,6 @@ its record, or as the writer of the file its output goes to.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Callable
 
@@ -74,6 +73,8 @@ class Companion:
 
 def find_program(name: str) -> str | None:
     """Path of a companion's program; ``None`` if it is not installed."""
+    import shutil  # not before it is needed: loading a driver is quick
+
     return shutil.which(name, path=_SEARCHED)
 
 

@@ -17,6 +17,7 @@ from hvcore import Console, Finding, FindingSet, Instance, LoadError, Nic, Param
 from hvcore_kvm.command_line import Option
 
 if TYPE_CHECKING:
+    from hvcore_kvm.companions import Companion
     from hvcore_kvm.parameters.nic import NicParameters
 
 
@@ -66,7 +67,10 @@ class NicPlan:
         interface: name of the host's network interface, empty if there is none.
         vnet_hdr: packets carry a virtio-net header, so that offloads work; a property of a tap.
         up: steps on the host before QEMU starts.
-        down: steps on the host once QEMU is gone, each done once; must not fail when there is nothing left to do.
+        down: steps on the host once QEMU is gone, each done once, after a start that failed as well; perhaps by another
+            process, so each must follow from the definition alone and not fail when there is nothing left to do.
+        companions: processes that serve it, started before QEMU; `Companion.take` opens QEMU's end of the connection.
+            An error of code ``companion-ended`` that is raised instead gets the companion's last words.
     """
 
     netdev: Mapping[str, Any]
@@ -74,6 +78,7 @@ class NicPlan:
     vnet_hdr: bool = False
     up: tuple[Step, ...] = ()
     down: tuple[Step, ...] = ()
+    companions: tuple[Companion, ...] = ()
 
 
 class NicBackend(Protocol):

@@ -15,6 +15,7 @@ import psutil
 from hvcore import (
     Deadline,
     DeadlineExceeded,
+    HostError,
     HypervisorRefused,
     InstanceState,
     Journal,
@@ -30,7 +31,7 @@ from hvcore_kvm.affinity import pin_instance
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
 from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
-from hvcore_kvm.families import InterfaceEvent
+from hvcore_kvm.families import FdRequest, InterfaceEvent
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.qmp.client import connect_unix
@@ -139,7 +140,7 @@ class Launch:
         fds: list[int] = []
         try:
             for request in plan.fds:
-                fds.append(request.open())
+                fds.append(self._open(request))
             self._announce_interfaces()
             # Connected before QEMU exists: the greeting arrives the moment its monitor is up, the end of the
             # connection means that it ended. Nothing is polled.
@@ -155,6 +156,15 @@ class Launch:
         self._set_up(journal, deadline)
         if not plan.paused:
             journal.run(Step(name="cont", do=lambda: self._cont(deadline)))
+
+    def _open(self, request: FdRequest) -> int:
+        try:
+            return request.open()
+        except HostError as error:
+            if error.code != "companion-ended":
+                raise
+            said = self._directory.tail(COMPANIONS_OUTPUT, _STDERR_TAIL).strip() or "nothing"
+            raise HostError(f"{error.message}; it said: {said}", code=error.code, hint=error.hint) from error
 
     def _announce_interfaces(self) -> None:
         for nic, nic_plan in self._plan.nics:

@@ -27,22 +27,24 @@ from hvcore import (
     Nic,
     NodeInfo,
     NotRunning,
+    PasswordResult,
     Plan,
     PolicyDenied,
     PowercycleResult,
     RecordError,
     Recovery,
+    Screenshot,
     Transition,
     definition_changes,
     powercycle,
     read_node_info,
 )
-from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
+from hvcore_kvm import accelerator, definition, listing, observation, placement, screen, verification
 from hvcore_kvm.advice import assess
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.families import EndpointContext, Families, InterfaceEvent, unknown_member
+from hvcore_kvm.families import ConsoleType, EndpointContext, Families, InterfaceEvent, unknown_member
 from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
@@ -207,17 +209,40 @@ class Operations:
     def get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
         with self._directory(name) as directory:
-            seen = self._control(directory).require_alive()
-            if seen.record is None:
-                raise NotRunning("there is no record of its consoles", instance=name)
-            parsed, _ = definition.read(seen.record.instance, self._families)
-            offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
-            if not offered or (kind is not None and kind not in offered):
-                finding = unknown_member("console type", kind or "", offered, "kind")
-                raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=name)
-            console, parameters = offered[kind] if kind else next(iter(offered.values()))
+            console, parameters = self._offered(directory, kind)
             context = EndpointContext(name=name, directory=directory.path, parameters=parameters)
             return console.backend.endpoint(context)
+
+    def set_console_password(
+        self, name: str, kind: str, password: str, expires: float | None, deadline: Deadline
+    ) -> PasswordResult:
+        """Set the password of a console."""
+        with self._directory(name) as directory:
+            self._offered(directory, kind)
+            return screen.set_password(directory, kind, password, expires, deadline)
+
+    def screenshot(self, name: str, deadline: Deadline) -> Screenshot:
+        """Take a picture of the display."""
+        with self._directory(name) as directory:
+            self._control(directory).require_alive()
+            return screen.take_screenshot(directory, deadline)
+
+    def _offered(self, directory: InstanceDirectory, kind: str | None) -> tuple[ConsoleType, Any]:
+        """A console of a running instance, the first when none is named.
+
+        Raises:
+            NotRunning: it does not run.
+            InvalidParameters: it does not offer that one.
+        """
+        seen = self._control(directory).require_alive()
+        if seen.record is None:
+            raise NotRunning("there is no record of its consoles", instance=directory.name)
+        parsed, _ = definition.read(seen.record.instance, self._families)
+        offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
+        if not offered or (kind is not None and kind not in offered):
+            finding = unknown_member("console type", kind or "", offered, "kind")
+            raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=directory.name)
+        return offered[kind] if kind else next(iter(offered.values()))
 
     def get_node_info(self, deadline: Deadline) -> NodeInfo:
         """Facts about this host."""

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         InstanceListing,
         NodeInfo,
         ParameterTable,
+        PasswordResult,
         Plan,
         PowercycleResult,
         Recovery,
+        Screenshot,
         Transition,
     )
     from hvcore_kvm.operations import Operations
@@ -44,6 +46,16 @@ CLAIMS = (
     Claim(capability=Capability.RECOVER),
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
+    Claim(
+        capability=Capability.CONSOLE_PASSWORD,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the console has to be vnc or spice, and started with a password",
+    ),
+    Claim(
+        capability=Capability.SCREENSHOT,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the instance has to have a display",
+    ),
     Claim(
         capability=Capability.POWERCYCLE,
         level=ClaimLevel.CONDITIONAL,
@@ -194,6 +206,18 @@ class KvmDriver:
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
         return self._operations.get_instance_console(name, kind, deadline)
+
+    @hookimpl
+    def hv_set_console_password(
+        self, name: str, kind: str, password: str, expires: float | None, deadline: Deadline
+    ) -> PasswordResult:
+        """Let in who knows it."""
+        return self._operations.set_console_password(name, kind, password, expires, deadline)
+
+    @hookimpl
+    def hv_screenshot(self, name: str, deadline: Deadline) -> Screenshot:
+        """What is on its display."""
+        return self._operations.screenshot(name, deadline)
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:

@@ -21,6 +21,9 @@ from hvcore.errors import HypervisorError, InstanceNotFound, NotRunning, Unsuppo
 from hvcore.model.console import Console
 from hvcore.model.instance import Instance
 
+_PICTURES = ("vnc", "spice")
+"""Console types whose protocol is no text, also where they are on a socket."""
+
 _END_SECONDS = 3.0
 """How long to wait for the end of a process whose console has closed."""
 
@@ -61,8 +64,8 @@ def start_attached(driver: Driver, instance: Instance, *, paused: bool, timeout:
 
 @contextlib.contextmanager
 def _connected(console: Console) -> Iterator[socket.socket]:
-    if console.socket_path is None:
-        place = f"{console.address}:{console.port}" if console.address else "no address"
+    if console.socket_path is None or console.kind in _PICTURES:
+        place = f"{console.address}:{console.port}" if console.address else console.socket_path or "no address"
         client = " ".join(console.command)
         raise UnsupportedOperation(
             f"a {console.kind} console is not text: it is at {place}",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
+import attrs
 import click
 
 from hvcore.cli.root import HvCommand
@@ -38,10 +40,19 @@ def plugins_command(session: Session) -> None:
     output = session.output()
     entries = list(installed_plugins())
     if output.as_json:
-        output.document({"plugins": entries})
+        output.document({"plugins": [_described(entry) for entry in entries]})
         return
     rows = [(_kind(entry.group), entry.name, entry.distribution, entry.version) for entry in entries]
     output.table(("kind", "name", "distribution", "version"), rows)
+
+
+def _described(entry: PluginEntry) -> dict[str, Any]:
+    """An entry for machines: with its kind in words and the summary of its distribution."""
+    try:
+        summary = metadata.metadata(entry.distribution)["Summary"]
+    except (metadata.PackageNotFoundError, KeyError):
+        summary = None
+    return {**attrs.asdict(entry), "kind": _kind(entry.group), "summary": summary or ""}
 
 
 def _kind(group: str) -> str:

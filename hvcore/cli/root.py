@@ -29,13 +29,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("hvcore.cli.queries", "List the instances on this host."),
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "console": ("hvcore.cli.console", "Attach to the console of an instance."),
+    "screenshot": ("hvcore.cli.screenshot", "Take a picture of the display of an instance, as PNG."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
     "conformance": ("hvcore.cli.conformance", "Test a driver against the contract, and print the verdict."),
+    "new-plugin": ("hvcore.cli.new_plugin", "Make a package with a plugin that works, to be changed."),
     "demo": ("hvcore.cli.demo", "Build a small Linux guest and show its whole life, in half a minute."),
 }
-"""Every command: the module that holds it, and its summary. The module has it under its name with ``_command``."""
+"""Every command: the module that holds it, and its summary.
+
+The module has it under its name with ``_command``, and with ``_`` for ``-``.
+"""
 
 
 class RootGroup(click.Group):
@@ -54,7 +59,7 @@ class RootGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def resolve_command(

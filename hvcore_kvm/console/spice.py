@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import ipaddress
 import os
@@ -22,10 +21,8 @@ from hvcore_kvm import (
     hookimpl,
     json_option,
     keyed,
+    listen_address,
 )
-
-SOCKETS = "display"
-"""Directory of the sockets that QEMU makes itself, in the instance's directory."""
 
 _ORIGIN = "params.spice"
 _CERTIFICATES = (
@@ -37,19 +34,13 @@ _CERTIFICATES = (
 _WAN = ("auto", "never", "always")
 
 
-def _bind_address(value: str) -> str | None:
-    if _version(value) or _is_interface_name(value):
-        return None
-    return f"{value[:60]!r} is neither an IP address nor the name of a network interface"
-
-
 @attrs.frozen(kw_only=True)
 class SpiceParameters:
     """Parameters of console type ``spice``."""
 
     bind_address: str | None = param(
         default=None,
-        checks=(_bind_address,),
+        checks=(listen_address.check_bind_address,),
         aliases=("spice_bind",),
         summary="IPv4 or IPv6 address to listen on, or the interface whose first address it is; without it, a UNIX "
         "socket in the instance's directory.",
@@ -132,7 +123,7 @@ def spice_rules(spice: SpiceParameters) -> Iterator[Finding]:
     if spice.port is None:
         message = "is needed with bind_address"
         yield Finding(code="incomplete", path="port", message=message, hint="one for each instance")
-    version = _version(spice.bind_address)
+    version = listen_address.ip_version(spice.bind_address)
     if version and spice.ip_version not in ("any", version):
         message = f"is {spice.ip_version}, and bind_address {spice.bind_address} is an address of {version}"
         yield Finding(code="contradiction", path="ip_version", message=message, hint="leave it out")
@@ -153,20 +144,21 @@ class SpiceConsole:
 
     def check_host(self, instance: Instance, parameters: SpiceParameters) -> Iterator[Finding]:
         """The interface has an address, the files are there."""
-        if parameters.bind_address is not None and _resolve(parameters) is None:
-            kind = "" if parameters.ip_version == "any" else f"{parameters.ip_version} "
-            message = f"there is no interface {parameters.bind_address} with an {kind}address"
-            hint = f"this host has {', '.join(sorted(_interfaces())) or 'none'}"
-            yield Finding(code="no-such-interface", path=f"{_ORIGIN}.bind_address", message=message, hint=hint)
+        if parameters.bind_address is not None:
+            where = f"{_ORIGIN}.bind_address"
+            yield from listen_address.check_interface(parameters.bind_address, where, parameters.ip_version)
         if parameters.password_file is not None:
-            yield from _readable(parameters.password_file, f"{_ORIGIN}.password_file")
+            yield from listen_address.check_readable(parameters.password_file, f"{_ORIGIN}.password_file")
         if parameters.x509_path is not None:
             for _, name in _CERTIFICATES:
-                yield from _readable(os.path.join(parameters.x509_path, name), f"{_ORIGIN}.x509_path")
+                yield from listen_address.check_readable(
+                    os.path.join(parameters.x509_path, name), f"{_ORIGIN}.x509_path"
+                )
 
     def assess(self, instance: Instance, parameters: SpiceParameters) -> Iterator[Finding]:
         """What is legal but unwise; reads only."""
-        address = _resolve(parameters) if parameters.bind_address is not None else None
+        bind = parameters.bind_address
+        address = listen_address.resolve(bind, parameters.ip_version) if bind is not None else None
         if address is None or ipaddress.ip_address(address).is_loopback:
             return
         if not parameters.tls:
@@ -184,10 +176,10 @@ class SpiceConsole:
         given: SpiceParameters = context.parameters
         values: dict[str, object] = {}
         if given.bind_address is None:
-            number = context.fd(_sockets(context.directory))
+            number = context.fd(listen_address.socket_directory(context.directory))
             values |= {"unix": True, "addr": f"/proc/self/fd/{number}/spice"}
         else:
-            values["addr"] = _resolve(given) or given.bind_address
+            values["addr"] = listen_address.resolve(given.bind_address, given.ip_version) or given.bind_address
             if given.ip_version != "any":
                 values[given.ip_version] = True
             values["tls-port" if given.tls else "port"] = given.port
@@ -216,10 +208,10 @@ class SpiceConsole:
         """The socket or the address."""
         given: SpiceParameters = context.parameters
         if given.bind_address is None:
-            path = context.socket_path(f"{SOCKETS}/spice")
+            path = context.socket_path(f"{listen_address.SOCKETS}/spice")
             command = ("remote-viewer", f"spice+unix://{path}")
             return Console(instance=context.name, kind="spice", socket_path=path, command=command)
-        address = _reachable(given)
+        address = listen_address.reachable(given.bind_address, given.ip_version)
         if address is None:
             message = f"interface {given.bind_address} has lost its address"
             return Console(instance=context.name, kind="spice", port=given.port, message=message)
@@ -248,24 +240,6 @@ def _agent(context: ConsoleContext) -> tuple[Option, Option]:
     return chardev, json_option("device", port, origin=origin)
 
 
-def _sockets(directory: str) -> FdRequest:
-    """The directory in which QEMU makes its socket, however long the path and whoever QEMU runs as."""
-
-    def make() -> int:
-        path = os.path.join(directory, SOCKETS)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            # For everybody who holds a descriptor of it: nobody else gets past the directory it is in.
-            os.fchmod(fd, 0o733)
-        except OSError as error:
-            raise HostError(f"cannot make the directory {path}: {error.strerror}") from error
-        return fd
-
-    return FdRequest(name=SOCKETS, purpose="directory in which QEMU makes its socket", open=make)
-
-
 def _copy(path: str) -> FdRequest:
     """A copy of a file in memory, which QEMU can read whoever it runs as."""
     name = os.path.basename(path)
@@ -285,62 +259,6 @@ def _copy_to_memory(path: str, name: str) -> int:
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}", code="file-unusable") from error
     return fd
-
-
-def _version(address: str) -> str:
-    """``ipv4`` or ``ipv6``; empty for what is no IP address."""
-    try:
-        return f"ipv{ipaddress.ip_address(address).version}"
-    except ValueError:
-        return ""
-
-
-def _is_interface_name(value: str) -> bool:
-    """What the kernel takes as a name (``dev_valid_name``), printable ASCII only."""
-    printable = value.isascii() and value.isprintable()
-    return 0 < len(value) < 16 and printable and not set(value) & set("/: ") and value not in (".", "..")
-
-
-def _interfaces() -> dict[str, list[str]]:
-    """Addresses of each interface that has any, IPv4 first, link-local IPv6 last."""
-    import socket  # not before they are needed: loading a driver is quick
-
-    import psutil
-
-    found = {}
-    for name, entries in psutil.net_if_addrs().items():
-        four = [entry.address for entry in entries if entry.family == socket.AF_INET]
-        six = [entry.address for entry in entries if entry.family == socket.AF_INET6]
-        if four or six:
-            found[name] = [*four, *sorted(six, key=lambda address: "%" in address)]
-    return found
-
-
-def _resolve(spice: SpiceParameters) -> str | None:
-    """The address to listen on; ``None`` for an interface that has none of that kind."""
-    wanted = spice.bind_address or ""
-    if _version(wanted):
-        return wanted
-    addresses = _interfaces().get(wanted, ())
-    return next((a for a in addresses if spice.ip_version in ("any", _version(a))), None)
-
-
-def _reachable(spice: SpiceParameters) -> str | None:
-    """An address a client can connect to: one of this host's for the one that stands for all of them."""
-    address = _resolve(spice)
-    if address is None or not ipaddress.ip_address(address).is_unspecified:
-        return address
-    own = [found for addresses in _interfaces().values() for found in addresses]
-    fit = [found for found in own if _version(found) == _version(address) and "%" not in found]
-    outward = (found for found in fit if not ipaddress.ip_address(found).is_loopback)
-    return next(outward, "127.0.0.1" if _version(address) == "ipv4" else "::1")
-
-
-def _readable(path: str, where: str) -> Iterator[Finding]:
-    if not os.path.isfile(path):
-        yield Finding(code="file-unusable", path=where, message=f"there is no file {path}")
-    elif not os.access(path, os.R_OK):
-        yield Finding(code="file-unusable", path=where, message=f"{path} cannot be read by this user")
 
 
 @hookimpl

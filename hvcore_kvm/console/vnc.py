@@ -10,21 +10,18 @@ from typing import Any
 
 import attrs
 
-from hvcore import Console, Finding, HostError, Instance, Severity, checks, param
+from hvcore import Console, Finding, Instance, Severity, checks, param
 from hvcore_kvm import (
     ConsoleContext,
     ConsolePlan,
     ConsoleType,
     EndpointContext,
-    FdRequest,
     Option,
     hookimpl,
     json_option,
     keyed,
+    listen_address,
 )
-
-SOCKETS = "display"
-"""Directory of the sockets that QEMU makes itself, in the instance's directory."""
 
 PASSWORD_LIMIT = 8
 """Characters of a password that the protocol looks at (RFC 6143, 7.2.2)."""
@@ -34,19 +31,13 @@ _CERTIFICATES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 _ORIGIN = "params.vnc"
 
 
-def _bind_address(value: str) -> str | None:
-    if _is_address(value) or _is_interface_name(value):
-        return None
-    return f"{value[:60]!r} is neither an IP address nor the name of a network interface"
-
-
 @attrs.frozen(kw_only=True)
 class VncParameters:
     """Parameters of console type ``vnc``."""
 
     bind_address: str | None = param(
         default=None,
-        checks=(_bind_address,),
+        checks=(listen_address.check_bind_address,),
         aliases=("vnc_bind_address",),
         summary="IPv4 or IPv6 address to listen on, or the interface whose first address it is; without it, a UNIX "
         "socket in the instance's directory.",
@@ -131,20 +122,20 @@ class VncConsole:
 
     def check_host(self, instance: Instance, parameters: VncParameters) -> Iterator[Finding]:
         """The interface has an address, the files are there."""
-        if parameters.bind_address is not None and _resolve(parameters.bind_address) is None:
-            message = f"there is no interface {parameters.bind_address} with an address"
-            hint = f"this host has {', '.join(sorted(_interfaces())) or 'none'}"
-            yield Finding(code="no-such-interface", path=f"{_ORIGIN}.bind_address", message=message, hint=hint)
+        if parameters.bind_address is not None:
+            yield from listen_address.check_interface(parameters.bind_address, f"{_ORIGIN}.bind_address")
         if parameters.password_file is not None:
-            yield from _readable(parameters.password_file, f"{_ORIGIN}.password_file")
+            yield from listen_address.check_readable(parameters.password_file, f"{_ORIGIN}.password_file")
         if parameters.x509_path is not None:
             for name in _CERTIFICATES:
-                yield from _readable(os.path.join(parameters.x509_path, name), f"{_ORIGIN}.x509_path")
+                yield from listen_address.check_readable(
+                    os.path.join(parameters.x509_path, name), f"{_ORIGIN}.x509_path"
+                )
 
     def assess(self, instance: Instance, parameters: VncParameters) -> Iterator[Finding]:
         """What is legal but unwise; reads only."""
-        address = _resolve(parameters.bind_address or "")
-        if address is not None and not _is_loopback(address):
+        address = listen_address.resolve(parameters.bind_address or "")
+        if address is not None and not ipaddress.ip_address(address).is_loopback:
             if parameters.tls == "none":
                 message = "what is typed and shown crosses the network readable by all"
                 hint = 'set params.vnc.tls = "x509"'
@@ -168,10 +159,10 @@ class VncConsole:
         options: list[Option] = []
         values: dict[str, object] = {}
         if given.bind_address is None:
-            number = context.fd(_sockets(context.directory))
+            number = context.fd(listen_address.socket_directory(context.directory))
             where = f"unix:/proc/self/fd/{number}/vnc"
         else:
-            host = _for_url(_resolve(given.bind_address) or given.bind_address)
+            host = _for_url(listen_address.resolve(given.bind_address) or given.bind_address)
             where = f"{host}:{(given.port or _FIRST_PORT) - _FIRST_PORT}"
             if given.websocket is not None:
                 values["websocket"] = f"{host}:{given.websocket}"
@@ -192,9 +183,9 @@ class VncConsole:
         """The socket or the address."""
         given: VncParameters = context.parameters
         if given.bind_address is None:
-            path = context.socket_path(f"{SOCKETS}/vnc")
+            path = context.socket_path(f"{listen_address.SOCKETS}/vnc")
             return Console(instance=context.name, kind="vnc", socket_path=path, command=("vncviewer", path))
-        address = _reachable(given.bind_address)
+        address = listen_address.reachable(given.bind_address)
         if address is None:
             message = f"interface {given.bind_address} has lost its address"
             return Console(instance=context.name, kind="vnc", port=given.port, message=message)
@@ -214,84 +205,8 @@ class VncConsole:
         )
 
 
-def _sockets(directory: str) -> FdRequest:
-    """The directory in which QEMU makes its socket, however long the path and whoever QEMU runs as."""
-
-    def make() -> int:
-        path = os.path.join(directory, SOCKETS)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            # For everybody who holds a descriptor of it: nobody else gets past the directory it is in.
-            os.fchmod(fd, 0o733)
-        except OSError as error:
-            raise HostError(f"cannot make the directory {path}: {error.strerror}") from error
-        return fd
-
-    return FdRequest(name=SOCKETS, purpose="directory in which QEMU makes its socket", open=make)
-
-
-def _is_address(value: str) -> bool:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
-
-
-def _is_interface_name(value: str) -> bool:
-    """What the kernel takes as a name (``dev_valid_name``), printable ASCII only."""
-    printable = value.isascii() and value.isprintable()
-    return 0 < len(value) < 16 and printable and not set(value) & set("/: ") and value not in (".", "..")
-
-
-def _interfaces() -> dict[str, list[str]]:
-    """Addresses of each interface that has any, IPv4 first, link-local IPv6 last."""
-    import socket  # not before they are needed: loading a driver is quick
-
-    import psutil
-
-    found = {}
-    for name, entries in psutil.net_if_addrs().items():
-        four = [entry.address for entry in entries if entry.family == socket.AF_INET]
-        six = [entry.address for entry in entries if entry.family == socket.AF_INET6]
-        if four or six:
-            found[name] = [*four, *sorted(six, key=lambda address: "%" in address)]
-    return found
-
-
-def _resolve(bind_address: str) -> str | None:
-    """The address to listen on; ``None`` for an interface that has none."""
-    if _is_address(bind_address):
-        return bind_address
-    return next(iter(_interfaces().get(bind_address, ())), None)
-
-
-def _reachable(bind_address: str) -> str | None:
-    """An address a client can connect to: one of this host's for the one that stands for all of them."""
-    address = _resolve(bind_address)
-    if address is None or not ipaddress.ip_address(address).is_unspecified:
-        return address
-    version = ipaddress.ip_address(address).version
-    own = [found for addresses in _interfaces().values() for found in addresses]
-    fit = [found for found in own if ipaddress.ip_address(found).version == version and "%" not in found]
-    return next((found for found in fit if not _is_loopback(found)), "127.0.0.1" if version == 4 else "::1")
-
-
 def _for_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def _readable(path: str, where: str) -> Iterator[Finding]:
-    if not os.path.isfile(path):
-        yield Finding(code="file-unusable", path=where, message=f"there is no file {path}")
-    elif not os.access(path, os.R_OK):
-        yield Finding(code="file-unusable", path=where, message=f"{path} cannot be read by this user")
 
 
 @hookimpl

@@ -11,22 +11,8 @@ from typing import Any
 
 import attrs
 
-from hvcore import Finding, Nic, checks, param
-from hvcore_kvm import NicContext, NicMode, NicPlan, hookimpl
-
-
-@attrs.frozen(kw_only=True)
-class Forward:
-    """A port of the host that leads into the guest."""
-
-    host_port: int = param(checks=(checks.port_number,), summary="Port on the host.")
-    guest_port: int = param(checks=(checks.port_number,), summary="Port in the guest.")
-    host_address: str = param(
-        default="127.0.0.1",
-        checks=(checks.ip_address,),
-        summary="Address on the host that listens; loopback by default.",
-    )
-    protocol: str = param(default="tcp", choices=("tcp", "udp"), summary="Protocol.")
+from hvcore import Finding, Nic, param
+from hvcore_kvm import Forward, NicContext, NicMode, NicPlan, check_forwards, hookimpl
 
 
 @attrs.frozen(kw_only=True)
@@ -44,13 +30,7 @@ class UserNetwork:
         """A link makes no sense here, and two forwards cannot share a port."""
         if nic.link is not None:
             yield Finding(code="not-used", path="link", message="NIC mode user connects to no link", hint="remove it")
-        seen: set[tuple[str, str, int]] = set()
-        for index, forward in enumerate(parameters.forward):
-            key = (forward.protocol, forward.host_address, forward.host_port)
-            if key in seen:
-                where = f"params.forward[{index}].host_port"
-                yield Finding(code="repeated-value", path=where, message=f"{forward.host_port} is forwarded twice")
-            seen.add(key)
+        yield from check_forwards(parameters.forward)
 
     def check_host(self, nic: Nic, parameters: Any) -> Iterable[Finding]:
         """Nothing on the host is needed."""

@@ -30,11 +30,9 @@ from hvcore import (
     read_record,
     write_record,
 )
-from hvcore_kvm import SecurityModel, SecurityPlan, hookimpl
+from hvcore_kvm import SecurityModel, SecurityPlan, hookimpl, unprivileged
 
 _WHERE = "params.pool.uids"
-_KVM = "/dev/kvm"
-_SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 _SCHEMA = 1
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 # Below are the users of the system; nobody is everybody's; the largest means "leave it as it is" to the kernel.
@@ -114,18 +112,11 @@ class PoolConfinement:
         if not isinstance(given, Mapping) or given.get("uids") is None:
             message = "security model pool needs the user ids to choose from"
             yield Finding(code="missing-parameter", path=_WHERE, message=message, hint='for example "20000-20999"')
-        if instance.params.get("chroot") is True:
-            message = "QEMU changes its root directory as root only, and security model pool has it run as another user"
-            yield Finding(code="contradiction", path="params.chroot", message=message, hint="leave it out")
+        yield from unprivileged.check_unprivileged(instance, "pool")
 
     def check_host(self, instance: Instance, parameters: PoolParameters) -> Iterator[Finding]:
         """An id is free and can use KVM, and we may become another user."""
-        if os.geteuid() != 0:
-            message = "only root may run QEMU as another user"
-            yield Finding(code="needs-root", path="security_model", message=message, hint='use "none"')
-        if _setpriv() is None:
-            message = "the program setpriv is not installed"
-            yield Finding(code="no-program", path="security_model", message=message, hint="apt-get install util-linux")
+        yield from unprivileged.check_host_unprivileged()
         if not _is_safe(parameters.directory):
             message = f"{parameters.directory} is not a directory that belongs to this user"
             hint = "remove it, or give another directory"
@@ -134,10 +125,8 @@ class PoolConfinement:
             message = f"all user ids of {parameters.uids} are leased, or processes run under them"
             hint = f"who has which stands in {parameters.directory}"
             yield Finding(code="pool-exhausted", path=_WHERE, message=message, hint=hint)
-        if instance.params.get("accel") == "kvm" and _kvm_group() is None and not _everybody_may_use_kvm():
-            message = f"user ids of the pool cannot open {_KVM}"
-            hint = f"let a group have it: chgrp kvm {_KVM}; chmod 660 {_KVM}; as udev does"
-            yield Finding(code="kvm-unusable", path=_WHERE, message=message, hint=hint)
+        if instance.params.get("accel") == "kvm" and not unprivileged.may_use_kvm():
+            yield unprivileged.kvm_finding("user ids of the pool", _WHERE)
 
     def plan(self, instance: Instance, parameters: PoolParameters) -> SecurityPlan:
         """The lease, and the program that becomes that user and then executes QEMU.
@@ -151,19 +140,9 @@ class PoolConfinement:
             do=functools.partial(_take, instance, parameters, uid),
             undo=functools.partial(_give_back, instance, parameters),
         )
-        groups = None if instance.params.get("accel") == "tcg" else _kvm_group()
         # Without an id the step fails; should it not, setpriv refuses: never would QEMU run as root.
         who = "-" if uid is None else str(uid)
-        launcher = (
-            _setpriv() or _SETPRIV[0],
-            f"--reuid={who}",
-            f"--regid={who}",
-            "--clear-groups" if groups is None else f"--groups={groups}",
-            "--no-new-privs",
-            "--inh-caps=-all",
-            "--bounding-set=-all",
-            "--",
-        )
+        launcher = unprivileged.unprivileged_launcher(instance, who, who)
         return SecurityPlan(launcher=launcher, steps=(lease,))
 
 
@@ -306,27 +285,6 @@ def _uids_of_processes() -> set[int]:
             uids = status.partition(b"\nUid:")[2].partition(b"\n")[0]
             found.update(map(int, uids.split()))
     return found
-
-
-def _setpriv() -> str | None:
-    return next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
-
-
-def _kvm_group() -> int | None:
-    """The group that has KVM, if one has; never that of root."""
-    try:
-        found = os.stat(_KVM)
-    except OSError:
-        return None
-    return found.st_gid if found.st_mode & 0o060 == 0o060 and found.st_gid != 0 else None
-
-
-def _everybody_may_use_kvm() -> bool:
-    try:
-        mode = os.stat(_KVM).st_mode
-    except OSError:
-        return False
-    return bool(mode & stat.S_IROTH and mode & stat.S_IWOTH)
 
 
 @hookimpl

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import re
-import stat
 from collections.abc import Iterator, Mapping
 
 import attrs
 
 from hvcore import Finding, Instance, param
-from hvcore_kvm import SecurityModel, SecurityPlan, hookimpl
+from hvcore_kvm import SecurityModel, SecurityPlan, hookimpl, unprivileged
 
 _WHERE = "params.user.name"
-_KVM = "/dev/kvm"
-_SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?")
 _NUMBERS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 # The largest one means "leave it as it is" to the kernel.
@@ -86,28 +82,19 @@ class UserConfinement:
         if not isinstance(given, Mapping) or given.get("name") is None:
             message = "security model user needs the user QEMU is to run as"
             yield Finding(code="missing-parameter", path=_WHERE, message=message, hint="make one: useradd -r guests")
-        if instance.params.get("chroot") is True:
-            message = "QEMU changes its root directory as root only, and security model user has it run as another user"
-            yield Finding(code="contradiction", path="params.chroot", message=message, hint="leave it out")
+        yield from unprivileged.check_unprivileged(instance, "user")
 
     def check_host(self, instance: Instance, parameters: UserParameters) -> Iterator[Finding]:
         """The user is there and can use KVM, and we may become another user."""
-        if os.geteuid() != 0:
-            message = "only root may run QEMU as another user"
-            yield Finding(code="needs-root", path="security_model", message=message, hint='use "none"')
-        if _setpriv() is None:
-            message = "the program setpriv is not installed"
-            yield Finding(code="no-program", path="security_model", message=message, hint="apt-get install util-linux")
+        yield from unprivileged.check_host_unprivileged()
         user = find_user(parameters.name or "")
         if user is None:
             yield Finding(code="no-such-user", path=_WHERE, message=f"this host has no user {parameters.name}")
         elif user.uid == 0:
             message = f"{parameters.name} is root, who is not confined"
             yield Finding(code="not-confined", path=_WHERE, message=message)
-        elif instance.params.get("accel") == "kvm" and not _may_use_kvm(user):
-            message = f"user {parameters.name} cannot open {_KVM}"
-            hint = f"let a group have it: chgrp kvm {_KVM}; chmod 660 {_KVM}; as udev does"
-            yield Finding(code="kvm-unusable", path=_WHERE, message=message, hint=hint)
+        elif instance.params.get("accel") == "kvm" and not unprivileged.may_use_kvm(user.uid):
+            yield unprivileged.kvm_finding(f"user {parameters.name}", _WHERE)
 
     def plan(self, instance: Instance, parameters: UserParameters) -> SecurityPlan:
         """The program that becomes the user and then executes QEMU."""
@@ -115,42 +102,7 @@ class UserConfinement:
         user = find_user(name)
         # A user who has vanished since the check stays a name, and setpriv refuses: never would QEMU run as root.
         uid, gid = (str(user.uid), str(user.gid)) if user is not None else (name, name)
-        groups = None if instance.params.get("accel") == "tcg" else _kvm_group()
-        return SecurityPlan(
-            launcher=(
-                _setpriv() or _SETPRIV[0],
-                f"--reuid={uid}",
-                f"--regid={gid}",
-                "--clear-groups" if groups is None else f"--groups={groups}",
-                "--no-new-privs",
-                "--inh-caps=-all",
-                "--bounding-set=-all",
-                "--",
-            )
-        )
-
-
-def _setpriv() -> str | None:
-    return next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
-
-
-def _kvm_group() -> int | None:
-    """The group that has KVM, if one has; never that of root."""
-    try:
-        found = os.stat(_KVM)
-    except OSError:
-        return None
-    return found.st_gid if found.st_mode & 0o060 == 0o060 and found.st_gid != 0 else None
-
-
-def _may_use_kvm(user: Credentials) -> bool:
-    try:
-        found = os.stat(_KVM)
-    except OSError:
-        return False
-    everybody = found.st_mode & 0o006 == 0o006
-    owner = found.st_uid == user.uid and found.st_mode & stat.S_IRUSR and found.st_mode & stat.S_IWUSR
-    return everybody or bool(owner) or _kvm_group() is not None
+        return SecurityPlan(launcher=unprivileged.unprivileged_launcher(instance, uid, gid))
 
 
 @hookimpl

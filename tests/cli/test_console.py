@@ -171,3 +171,31 @@ def test_a_start_without_a_console_leaves_nothing(hv: Hv, instance_file: Path, s
     assert started.returncode == 2
     assert hv("list", "--json").stdout == '{\n  "instances": []\n}\n'
     assert state_files() == []
+
+
+@pytest.mark.qemu
+def test_a_picture_of_the_display(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+    """``hv screenshot`` writes a PNG; without a display it says so and leaves no file."""
+    target = tmp_path / "web1.png"
+    assert hv("start", instance_file).returncode == 0
+    refused = hv("screenshot", "web1", "-o", target)
+    assert refused.returncode != 0
+    assert "screendump" in refused.stderr
+    assert not target.exists()
+    assert hv("stop", "web1", "--force").returncode == 0
+    instance_file.write_text(instance_file.read_text() + 'display_device = "std"\n')
+    assert hv("start", instance_file).returncode == 0
+    done = hv("screenshot", "web1", "-o", target)
+    assert done.returncode == 0, done.stderr
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.qemu
+def test_a_graphical_console_is_no_text(hv: Hv, instance_file: Path) -> None:
+    """A terminal is not attached to it, also where it is on a socket; a client is named."""
+    instance_file.write_text(instance_file.read_text().replace("[params]", 'consoles = ["vnc"]\n[params]'))
+    assert hv("start", instance_file).returncode == 0
+    done = hv("console", "web1", "--type", "vnc")
+    assert done.returncode != 0
+    assert "not text" in done.stderr
+    assert "vncviewer" in done.stderr

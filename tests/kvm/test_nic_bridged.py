@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -19,8 +20,8 @@ import pytest
 
 import hvcore
 from hvcore import Deadline, Nic
-from hvcore_kvm.nic import bridged
-from hvcore_kvm.nic.bridged import BridgedNetwork, BridgedParameters, parse_vlan, tap_name, vlan_commands
+from hvcore_kvm import NetworkInterface, parse_vlan, tap, tap_name
+from hvcore_kvm.nic.bridged import BridgedNetwork, BridgedParameters, _join, vlan_commands
 from hvcore_kvm.parameters.nic import NicParameters
 from hvcore_kvm.qmp import QmpClient
 
@@ -235,7 +236,8 @@ def test_a_bridge_that_goes_away(host: Any, bridge: str) -> None:
     """A bridge that vanished after the check: the kernel's words, and no tap."""
     name = tap_name(str(uuid.uuid4()))
     with pytest.raises(hvcore.HostError, match="No such device"):
-        bridged._make_tap(name, bridged._IFF_TAP | bridged._IFF_NO_PI, "hvt-none", None)
+        join = functools.partial(_join, NetworkInterface("hvt-none"), _nic("hvt-none"), BridgedParameters())
+        tap._make_tap(NetworkInterface(name), join, None, None, tap._IFF_TAP | tap._IFF_NO_PI)
     assert not os.path.exists(f"/sys/class/net/{name}")
 
 
@@ -252,6 +254,19 @@ BAD = [
     (Nic(mode="bridged", link="lo"), [("no-such-bridge", "nics[0].link")]),
     (Nic(mode="bridged", link="lo", params={"vlan": 10}), [("wrong-type", "nics[0].params.vlan")]),
     (Nic(mode="bridged", link="lo", params={"vlan": "0"}), [("invalid-value", "nics[0].params.vlan")]),
+    (
+        Nic(mode="bridged", link="lo", params={"bandwidth_limit": 1}),
+        [("invalid-value", "nics[0].params.bandwidth_limit")],
+    ),
+    (
+        Nic(mode="bridged", link="lo", params={"addresses": ["192.0.2.1"]}),
+        [("contradiction", "nics[0].params.addresses")],
+    ),
+    (
+        Nic(mode="bridged", link="lo", params={"anti_spoof": True, "addresses": ["192.0.2.1"]}),
+        [("contradiction", "nics[0].params.addresses")],
+    ),
+    (Nic(mode="bridged", link="lo", ip="x", params={"anti_spoof": True}), [("invalid-value", "nics[0].ip")]),
     (Nic(mode="bridged", link="lo", params={"forward": []}), [("unknown-parameter", "nics[0].params.forward")]),
 ]
 
@@ -277,7 +292,7 @@ def test_an_mtu_that_the_bridge_does_not_take(host: Any, bridge: str) -> None:
 
 def test_vhost_that_is_not_there(host: Any, bridge: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Asked for and not there: refused; not asked for: done without."""
-    monkeypatch.setattr(bridged, "VHOST_NET", str(tmp_path / "none"))
+    monkeypatch.setattr(tap, "VHOST_NET", str(tmp_path / "none"))
     asked = _nic(bridge, params={"vhost": True})
     assert _findings(host, asked) == [("no-device", "nics[0].params.vhost")]
     _start(host, bridge)
@@ -336,7 +351,7 @@ def test_plans_with_vhost(
 ) -> None:
     """Where the host has vhost-net, virtio devices get it, a descriptor for each queue."""
     (tmp_path / "vhost-net").touch()
-    monkeypatch.setattr(bridged, "VHOST_NET", str(tmp_path / "vhost-net"))
+    monkeypatch.setattr(tap, "VHOST_NET", str(tmp_path / "vhost-net"))
     netdev, asked = _plan(tmp_path, device)
     assert netdev == {"type": "tap", "id": "n0", **expected}
     assert len(asked) == len(":".join(v for v in expected.values() if isinstance(v, str)).split(":"))

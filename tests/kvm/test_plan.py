@@ -227,7 +227,7 @@ def test_hv_plan_twice_gives_the_same_bytes(host: Any) -> None:
         name = "web1"
         memory = "64MiB"
         consoles = ["serial", "vnc"]
-        params = {{ accel = "tcg", machine = "q35", memory_min = "32MiB", cdroms = [{{}}], cpu_features = {{ aes = true }} }}
+        params = {{ accel = "tcg", machine = "q35", memory_min = "32MiB", cdroms = [{{}}] }}
         disks = [{{ path = "{host.raw_disk().path}", format = "raw" }}]
         nics = [{{ mode = "user" }}]
         """

@@ -203,7 +203,7 @@ def test_the_group_that_has_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """QEMU gets the group of /dev/kvm where that has it, never that of root, and not for emulation."""
     device = tmp_path / "kvm"
     device.touch()
-    monkeypatch.setattr("hvcore_kvm.security.user._KVM", str(device))
+    monkeypatch.setattr("hvcore_kvm.unprivileged.KVM", str(device))
 
     def groups(accel: str) -> str:
         given = hvcore.Instance(name="web1", params={"accel": accel})

@@ -30,11 +30,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
-    """Packages, typing markers, the guests' sources and the licence are in it; tests and documentation are not."""
+    """Packages, typing markers, sources of guests, templates and the licence are in it; tests and documentation not."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"hvcore", "hvcore_kvm", "hvcore_fake"}
     for wanted in ("hvcore/py.typed", "hvcore_kvm/py.typed", "hvcore_fake/py.typed", "hvcore/guests/linux-init.sh"):
         assert wanted in names
+    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("hvcore/templates/*/*.tmpl")}
+    assert templates
+    assert templates <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

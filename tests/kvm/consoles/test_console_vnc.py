@@ -214,6 +214,28 @@ def test_a_password(host: Any, dial: Any, port: int, password_file: Path, start:
     assert not [path for path in kept if b"sesame" in path.read_bytes()]
 
 
+def _lets_in(client: Rfb, password: bytes) -> bool:
+    client.choose(VNC_AUTH)
+    client.answer(password)
+    return client.result()
+
+
+def test_a_password_is_changed_while_it_runs(host: Any, dial: Any, port: int, password_file: Path, start: Any) -> None:
+    """The new one lets in and the old one does not; an empty one and one that has expired let nobody in."""
+    console = start(bind_address="127.0.0.1", port=port, password_file=str(password_file))
+    assert _lets_in(dial(console), b"sesame")
+    host.driver.set_console_password("web1", "vnc", "simsim")
+    assert not _lets_in(dial(console), b"sesame")
+    assert _lets_in(dial(console), b"simsim")
+    host.driver.set_console_password("web1", "vnc", "")
+    assert not _lets_in(dial(console), b"")
+    assert not _lets_in(dial(console), b"simsim")
+    host.driver.set_console_password("web1", "vnc", "again", expires=3600)
+    assert _lets_in(dial(console), b"again")
+    host.driver.set_console_password("web1", "vnc", "again", expires=0)
+    assert not _lets_in(dial(console), b"again")
+
+
 def test_encryption_without_certificates(dial: Any, port: int, start: Any, ask: Any) -> None:
     """With tls anon QEMU offers nothing that is not encrypted."""
     console = start(bind_address="127.0.0.1", port=port, tls="anon")

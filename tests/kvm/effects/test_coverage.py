@@ -22,6 +22,11 @@ FAMILIES = {
     # plugin: where its parameters are proved
     "NIC mode user": "test_nic_user.py",
     "NIC mode bridged": "test_nic_bridged.py",
+    "NIC mode macvtap": "nics/test_nic_macvtap.py",
+    "NIC mode openvswitch": "nics/test_nic_openvswitch.py",
+    "NIC mode passt": "nics/test_nic_passt.py",
+    "NIC mode routed": "nics/test_nic_routed.py",
+    "NIC mode script": "nics/test_nic_script.py",
     "security model user": "test_security_user.py",
     "security model pool": "test_security_pool.py",
     "console type vnc": "consoles/test_console_vnc.py",

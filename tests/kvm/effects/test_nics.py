@@ -12,7 +12,7 @@ import attrs
 import pytest
 from kvm_effect import Effect, Probe, Question, needs, nic, of, proves, rows, type_of
 
-from hvcore_kvm.nic import bridged
+from hvcore_kvm import tap
 
 pytestmark = pytest.mark.qemu
 
@@ -128,10 +128,10 @@ def _backends(probe: Probe) -> set[str]:
 @proves("nics[].params.vhost", "params.nic.vhost")
 def test_vhost(host: Any, resolve: Any, bridge: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packets go through the host's kernel where it can, and where it is told to and cannot, that is found."""
-    monkeypatch.setattr(bridged, "VHOST_NET", "/dev/no-such-node")
+    monkeypatch.setattr(tap, "VHOST_NET", "/dev/no-such-node")
     findings = host.driver.validate_parameters(resolve(_on(bridge, "nic", {"vhost": True})))
     assert [(finding.code, finding.path) for finding in findings] == [("no-device", "nics[0].params.vhost")]
-    monkeypatch.setattr(bridged, "VHOST_NET", "/dev/null")
+    monkeypatch.setattr(tap, "VHOST_NET", "/dev/null")
     for where in ("nic", "defaults"):
         for wanted, backends in ((True, 2), (None, 2), (False, 0)):
             given = {"queues": 2} if wanted is None else {"queues": 2, "vhost": wanted}

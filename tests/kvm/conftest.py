@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,24 @@ def newer_qemu(tmp_path_factory: pytest.TempPathFactory) -> str:
     if done.returncode:
         pytest.skip(f"a newer QEMU cannot be fetched: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Huge pages for two small guests; as many as before at the end. One test at a time: they belong to the host."""
+    with open(Path(tempfile.gettempdir()) / "hvcore-tests-huge-pages.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(HUGE_PAGES.read_text())
+        HUGE_PAGES.write_text(str(before + 64))
+        try:
+            if int(HUGE_PAGES.read_text()) < before + 64:
+                pytest.skip("the host has no memory in one piece for huge pages")
+            yield
+        finally:
+            HUGE_PAGES.write_text(str(before))
 
 
 @pytest.fixture

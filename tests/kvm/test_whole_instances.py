@@ -98,6 +98,7 @@ class Whole:
         devices: types of devices that QEMU must say it has.
         machine: what its machine type begins with.
         root: it needs root.
+        huge_pages: it needs free huge pages.
         needs: programs and files it needs.
         check: looks at more.
     """
@@ -107,6 +108,7 @@ class Whole:
     devices: tuple[str, ...] = ()
     machine: str = "pc-q35-"
     root: bool = False
+    huge_pages: bool = False
     needs: tuple[str, ...] = ()
     check: Callable[[Scene], bool] = lambda scene: True
 
@@ -156,6 +158,12 @@ def _affinity(scene: Scene, vcpu: int) -> str:
     return str(sorted(os.sched_getaffinity(thread)))
 
 
+def _huge(scene: Scene) -> int:
+    """Bytes of huge pages that the process has, as the kernel counts them."""
+    lines = Path(f"/proc/{scene.host.pid()}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("HugetlbPages:"))
+
+
 WHOLE = (
     Whole(name="nothing but the defaults", definition=_ours(), devices=("pvpanic-pci", "virtio-rng-pci")),
     Whole(
@@ -196,11 +204,14 @@ WHOLE = (
         check=lambda s: s.qmp("query-tpm")[0]["model"] == "tpm-crb" and s.qmp("query-spice")["enabled"],
     ),
     Whole(
-        name="database: prepared memory, pinned, I/O threads, io_uring, throttled log disk",
+        name="database: huge pages, pinned, I/O threads, io_uring, throttled log disk",
+        root=True,
+        needs=("/sys/kernel/mm/hugepages/hugepages-2048kB",),
+        huge_pages=True,
         definition=_ours(
             params={
-                "memory_backend": "memfd",
-                "memory_prealloc": True,
+                "memory_backend": "hugepages",
+                "hugepage_size": "2MiB",
                 "cpu_pin": "0:0",
                 "emulator_pin": "0",
                 "iothread_pin": "0",
@@ -214,7 +225,11 @@ WHOLE = (
             ],
         ),
         devices=("virtio-blk-pci",),
-        check=lambda s: _affinity(s, 1) == "[0]" and len(s.qmp("query-iothreads")) == 2,
+        check=lambda s: (
+            _affinity(s, 1) == "[0]"
+            and len(s.qmp("query-iothreads")) == 2
+            and _huge(s) == s.qmp("query-memdev")[0]["size"]
+        ),
     ),
     Whole(
         name="tiny: microvm without anything",
@@ -522,6 +537,8 @@ def test_a_whole_instance_runs(
     host = make_host(**settings)
     scene = Scene(host, host.directory)
     instance = whole.definition(scene)
+    if whole.huge_pages:
+        request.getfixturevalue("huge_pages")
     arch = instance.params.get("arch")
     if program == "newer" and arch is not None:
         pytest.skip("the newer QEMU is for x86_64")

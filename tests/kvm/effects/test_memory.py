@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,19 +160,6 @@ def test_it_takes_effect(prove: Callable[[Effect], None], effect: Effect) -> Non
 
 
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-
-
-@pytest.fixture
-def huge_pages() -> Iterator[None]:
-    """Huge pages for two small guests; as many as before at the end."""
-    before = int(_POOL.read_text())
-    _POOL.write_text(str(before + 64))
-    try:
-        if int(_POOL.read_text()) < before + 64:
-            pytest.skip("the host has no memory in one piece for huge pages")
-        yield
-    finally:
-        _POOL.write_text(str(before))
 
 
 HUGE = Effect(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +33,17 @@ def _outward() -> str:
         return next((line.split()[0] for line in file if line.split()[1] == "00000000"), "")
 
 
-needs_route = pytest.mark.skipif(not _outward(), reason="this host has no default route, which passt needs")
+def _lacking() -> str:
+    """What passt needs and this host has not."""
+    if not _outward():
+        return "this host has no default route, which passt needs"
+    # Containers and changed roots often have none.
+    unshare = shutil.which("unshare", path="/usr/bin:/bin")
+    made = unshare and subprocess.run([unshare, "--user", "true"], capture_output=True, check=False).returncode == 0
+    return "" if made else "no user namespace can be made here, which passt needs"
+
+
+needs_route = pytest.mark.skipif(bool(_lacking()), reason=_lacking() or "-")
 
 
 def _free_port(kind: int = socket.SOCK_STREAM) -> int:

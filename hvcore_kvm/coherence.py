@@ -298,7 +298,7 @@ def _family(definition: Definition, family: str) -> Iterable[Finding]:
         used[f"{nic.origin}.params.acpi_index"] = (("pc", "q35"), nic.parameters.acpi_index is not None)
     for path, (families, wanted) in used.items():
         if wanted and family not in families:
-            message = f"machine {definition.wanted_machine} has none" if path != "params.machine" else ""
+            message = f"machine {definition.wanted_machine} has none"
             hint = f"it is there on {', '.join(families)}" if families else None
             yield Finding(code="not-on-machine", path=path, message=message, hint=hint)
     if boot.firmware_image is not None and family == "virt":

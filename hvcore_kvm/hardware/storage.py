@@ -11,7 +11,7 @@ from hvcore_kvm.hardware.builder import Builder, device_id
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.disk import SCSI_BUSES, Throttle
 from hvcore_kvm.placement import sata_controllers
-from hvcore_kvm.storage_uri import READ_ONLY_DRIVERS, parse_uri
+from hvcore_kvm.storage_uri import parse_uri
 
 if TYPE_CHECKING:
     from hvcore_kvm.definition import Definition, DiskDefinition
@@ -276,11 +276,6 @@ def _add_throttle(builder: Builder, ident: str, limits: Throttle, origin: str) -
         if burst:
             values |= {f"{kind}-total-max": burst, f"{kind}-total-max-length": limits.burst_seconds}
     builder.add(json_option("object", {"qom-type": "throttle-group", "id": ident, "limits": values}, origin=origin))
-
-
-def is_read_only_uri(uri: str) -> bool:
-    """Whether QEMU can only read what a valid URI names."""
-    return parse_uri(uri)["driver"] in READ_ONLY_DRIVERS
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

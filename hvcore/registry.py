@@ -128,7 +128,8 @@ def load_driver(name: str, settings: Mapping[str, Any] | None = None, *, extensi
         name: for example ``kvm`` or ``fake``.
         settings: settings of the driver; these belong to hvcore itself: ``state_directory``, ``data_directory``,
             ``cache_directory`` (absolute paths), ``prefer`` (a distribution, when two offer the same name) and
-            ``host_id`` (what tells this host from others; the machine id when not given).
+            ``host_id`` (what tells this host from others; the machine id when not given, with
+            the state directory if that is not the usual one).
         extensions: what wraps operations, the first outermost: objects, names of installed extensions, or tuples of
             such a name and a mapping of keyword arguments.
 
@@ -143,10 +144,11 @@ def load_driver(name: str, settings: Mapping[str, Any] | None = None, *, extensi
     # One look at the metadata of everything installed for the whole load: it is the dearest part of it.
     points = _all_points()
     entry = _choose(points, DRIVER_GROUP, "driver", name, prefer)
+    directories = _directories(given)
     context = DriverContext(
         name=name,
-        directories=_directories(given).below(name),
-        host_id=str(given.pop("host_id", None) or _host_id()),
+        directories=directories.below(name),
+        host_id=str(given.pop("host_id", None) or _host_id(directories)),
         settings=types.MappingProxyType(given),
     )
     plugin = _make(points, entry, context)
@@ -348,7 +350,13 @@ def _directories(settings: dict[str, Any]) -> Directories:
     return Directories(**chosen)
 
 
-def _host_id() -> str:
+def _host_id(directories: Directories) -> str:
+    """The machine id; with directories of their own, instances of one name are two, and must not look the same."""
+    usual = directories.state == default_directories().state
+    return _machine_id() if usual else f"{_machine_id()}{directories.state}"
+
+
+def _machine_id() -> str:
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         try:
             with open(path, encoding="ascii") as file:

@@ -4,7 +4,7 @@ For authors of NIC modes, security models and console types: the names below are
 """
 
 from hvcore import Step, hookimpl
-from hvcore_kvm import listen_address, packet_filter, unprivileged
+from hvcore_kvm import listen_address, packet_filter, uid_pool, unprivileged
 from hvcore_kvm.command_line import Option, PlaceRequest, device, flag, json_option, keyed, word
 from hvcore_kvm.companions import Companion, find_program
 from hvcore_kvm.families import (
@@ -23,7 +23,9 @@ from hvcore_kvm.families import (
 from hvcore_kvm.forward import Forward, check_forwards
 from hvcore_kvm.host_command import run_command
 from hvcore_kvm.interface import NetworkInterface, is_interface_name
+from hvcore_kvm.private_root import PrivateRoot
 from hvcore_kvm.tap import TapParameters, check_queues, check_tap, open_queue, plan_queues, plan_tap, tap_name
+from hvcore_kvm.uid_pool import UidPool
 from hvcore_kvm.vlan import Vlans, is_vlan, parse_vlan
 
 VERSION = "0.1.0"
@@ -45,10 +47,12 @@ __all__ = [
     "NicPlan",
     "Option",
     "PlaceRequest",
+    "PrivateRoot",
     "SecurityModel",
     "SecurityPlan",
     "Step",
     "TapParameters",
+    "UidPool",
     "Vlans",
     "check_forwards",
     "check_queues",
@@ -69,6 +73,7 @@ __all__ = [
     "plan_tap",
     "run_command",
     "tap_name",
+    "uid_pool",
     "unprivileged",
     "word",
 ]

@@ -105,6 +105,16 @@ def threads_of(pid: int) -> tuple[int, ...]:
     return ()
 
 
+def host_thread_ids(pid: int) -> dict[int, int]:
+    """The threads of a process: id on this host by the id it knows itself, which differs in a namespace of its own."""
+    found = {}
+    for thread in threads_of(pid):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as file:
+            ids = next((line.split() for line in file if line.startswith("NSpid:")), ["", str(thread)])
+            found[int(ids[-1])] = thread
+    return found
+
+
 def pin_instance(
     pid: int,
     vcpus: Mapping[int, int],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -18,12 +19,15 @@ from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
 from hvcore_kvm.parameters.machine import BootParameters, MachineParameters
 from hvcore_kvm.parameters.memory import MemoryParameters
 from hvcore_kvm.parameters.nic import NicParameters
+from hvcore_kvm.parameters.resources import ResourceParameters
 from hvcore_kvm.parameters.table import DISK_DEFAULTS, NIC_DEFAULTS, OWN_SECTIONS, parameter_table
 
 T = TypeVar("T")
 
-DEFAULT_SECURITY_MODEL = "none"
 _MIB = 2**20
+_PR_CAPBSET_READ = 23
+_CAPABILITIES = (18, 21, 27)
+"""What confinement takes: CAP_SYS_CHROOT, CAP_SYS_ADMIN, CAP_MKNOD (linux/capability.h)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +87,7 @@ class Definition:
     memory: MemoryParameters
     storage: StorageParameters
     devices: DeviceParameters
+    resources: ResourceParameters
     disks: tuple[DiskDefinition, ...]
     nics: tuple[NicDefinition, ...]
     security_model: SecurityModel | None
@@ -115,12 +120,24 @@ def host_architecture() -> str:
     return os.uname().machine
 
 
+def default_security_model(instance: Instance) -> str:
+    """The model of an instance that names none: ``confined`` for root with all its capabilities, else ``none``.
+
+    Also ``none`` for one with a confinement of its own making.
+    """
+    if os.geteuid() != 0 or instance.params.get("chroot") is True or instance.params.get("sandbox") is False:
+        return "none"
+    libc = ctypes.CDLL(None)
+    return "confined" if all(libc.prctl(_PR_CAPBSET_READ, number) == 1 for number in _CAPABILITIES) else "none"
+
+
 def read(instance: Instance, families: Families) -> tuple[Definition, list[Finding]]:
     """Structure the parameters of a definition and find everything wrong that needs no host.
 
     Returns:
         The definition, to be used only if there are no findings, and the findings.
     """
+    instance = attrs.evolve(instance, security_model=instance.security_model or default_security_model(instance))
     table = parameter_table(families)
     records, findings = structure_sections(table.at("instance"), instance.params, "params")
     if instance.memory % _MIB:
@@ -142,6 +159,7 @@ def read(instance: Instance, families: Families) -> tuple[Definition, list[Findi
         memory=_of(records, MemoryParameters),
         storage=_of(records, StorageParameters),
         devices=_of(records, DeviceParameters),
+        resources=_of(records, ResourceParameters),
         disks=disks,
         nics=nics,
         security_model=security,
@@ -207,7 +225,7 @@ def _nic(
 def _security_model(
     instance: Instance, families: Families, records: Mapping[type, Any], findings: list[Finding]
 ) -> tuple[SecurityModel | None, Any]:
-    name = instance.security_model or DEFAULT_SECURITY_MODEL
+    name = instance.security_model or "none"
     model = families.security_models.get(name)
     if model is None:
         findings.append(unknown_member("security model", name, families.security_models, "security_model"))

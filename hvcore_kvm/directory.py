@@ -123,6 +123,15 @@ class InstanceDirectory:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(name, flags, 0o600, dir_fd=self._need())
 
+    def writable(self, name: str) -> int:
+        """Open a file that who has the descriptor may open again by it, whoever that is; the caller closes it.
+
+        Nobody else gets past the directory it is in.
+        """
+        fd = self.append_only(name)
+        os.fchmod(fd, 0o666)
+        return fd
+
     def copy_in(self, source: str, name: str) -> bool:
         """Copy a file among those that are kept, unless it is there; true if it was copied.
 

@@ -19,6 +19,7 @@ from hvcore_kvm.command_line import Option
 if TYPE_CHECKING:
     from hvcore_kvm.companions import Companion
     from hvcore_kvm.parameters.nic import NicParameters
+    from hvcore_kvm.private_root import PrivateRoot
 
 
 @attrs.frozen(kw_only=True)
@@ -109,11 +110,17 @@ class SecurityPlan:
         options: further QEMU options.
         steps: steps on the host before QEMU starts; undone once QEMU is gone, perhaps by another process, so an undo
             must follow from the definition alone and not fail when there is nothing left to undo.
+        namespaces: kinds of namespaces of its own: ``mount``, ``uts``, ``ipc``, ``pid``.
+        root: a file system of its own in place of the host's; needs the kind ``mount``.
+        pids_limit: how many threads it may have, if ``params.pids_limit`` does not say.
     """
 
     launcher: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     steps: tuple[Step, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    root: PrivateRoot | None = None
+    pids_limit: int | None = None
 
 
 class Confinement(Protocol):
@@ -147,6 +154,8 @@ class ConsoleContext:
         secret: asks for a QEMU ``secret`` object of this id that holds the one line of a file of the host (id, path,
             what it is for messages); the secret reaches QEMU by descriptor, never by its command line.
         virtio_serial: asks for a virtio-serial controller, shared by all who ask, and returns the name of its bus.
+        reads: says that QEMU opens a file, directory or device of the host by its path; a security model may show it
+            nothing else.
     """
 
     instance: Instance
@@ -157,6 +166,7 @@ class ConsoleContext:
     fd: Callable[[FdRequest], int]
     secret: Callable[[str, str, str], None]
     virtio_serial: Callable[[], str]
+    reads: Callable[[str], None]
 
 
 @attrs.frozen(kw_only=True)

@@ -11,6 +11,7 @@ from hvcore import Directories, Finding, Instance
 from hvcore_kvm import process
 from hvcore_kvm.accelerator import Choice
 from hvcore_kvm.capabilities import QemuCapabilities
+from hvcore_kvm.cgroup import find_hierarchy
 from hvcore_kvm.definition import Definition
 from hvcore_kvm.device_checks import check_devices, check_file
 from hvcore_kvm.directory import InstanceDirectory, instance_names
@@ -61,9 +62,33 @@ def check_host(
         findings += [finding.below(nic.origin) for finding in found]
     if definition.security_model is not None:
         findings += definition.security_model.backend.check_host(definition.instance, definition.security_parameters)
+    findings += _resources(definition)
     for console, parameters in definition.consoles:
         findings += console.backend.check_host(definition.instance, parameters)
     return images, findings
+
+
+def _resources(definition: Definition) -> Iterator[Finding]:
+    """Limits need controllers, and somebody who may make control groups."""
+    given = definition.resources
+    wanted = {
+        "cpu_shares": "cpu",
+        "cpu_quota": "cpu",
+        "memory_limit": "memory",
+        "pids_limit": "pids",
+        "io_limit": "io",
+    }
+    asked = {name: controller for name, controller in wanted.items() if getattr(given, name) is not None}
+    if not asked:
+        return
+    hierarchy = find_hierarchy()
+    for name, controller in asked.items():
+        if not hierarchy.has(controller):
+            message = f"this host has no control group controller {controller}"
+            yield Finding(code="no-cgroup-controller", path=f"params.{name}", message=message)
+        elif not os.access(hierarchy.top(controller), os.W_OK):
+            message = f"this user may not make control groups in {hierarchy.top(controller)}"
+            yield Finding(code="needs-root", path=f"params.{name}", message=message)
 
 
 def _machine(definition: Definition, capabilities: QemuCapabilities, choice: Choice) -> Iterable[Finding]:

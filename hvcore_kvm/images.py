@@ -58,6 +58,16 @@ class ImageFile:
     shared: bool = False
 
 
+def whole_disk(device: int) -> str:
+    """The numbers of a block device, ``MAJOR:MINOR``; those of the whole disk for a partition."""
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    entry = f"/sys/dev/block/{numbers}"
+    if not os.path.exists(f"{entry}/partition"):
+        return numbers
+    with open(f"{os.path.dirname(os.path.realpath(entry))}/dev", encoding="ascii") as file:
+        return file.read().strip()
+
+
 @attrs.frozen(kw_only=True)
 class Image:
     """What an opened image is.

@@ -26,9 +26,10 @@ from hvcore import (
     boot_id,
     private_directory,
 )
-from hvcore_kvm import process
-from hvcore_kvm.affinity import pin_instance
+from hvcore_kvm import private_root, process
+from hvcore_kvm.affinity import host_thread_ids, pin_instance
 from hvcore_kvm.capabilities import qemu_words
+from hvcore_kvm.cgroup import Cgroup, find_hierarchy, remove_groups
 from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
 from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
 from hvcore_kvm.families import FdRequest, InterfaceEvent
@@ -121,12 +122,20 @@ class Launch:
         plan = self._plan
         # First: from it, whoever finds an interrupted start knows what to take down.
         self._write_record()
-        if plan.decisions.definition.machine.chroot:
+        if plan.decisions.definition.machine.chroot or plan.root is not None:
             private_directory(self._directory.join(ROOT))
         if plan.decisions.firmware is not None:
             journal.run(Step(name="UEFI variables", do=self._keep_variables, undo=self._forget_variables))
         for step in plan.security.steps:
             journal.run(step)
+        hierarchy = find_hierarchy()
+        limits = plan.limits
+        if plan.decisions.definition.resources.pids_limit is None and not hierarchy.has("pids"):
+            limits = attrs.evolve(limits, pids=None)  # the model's wish, not the definition's
+        cgroup = Cgroup(hierarchy, self._name, self._directory.path, limits)
+        if cgroup.paths:
+            remove = functools.partial(remove_groups, self._name, self._directory.path)
+            journal.run(Step(name="control groups", do=cgroup.make, undo=remove))
         for nic, nic_plan in plan.nics:
             for step in nic_plan.down:
                 # QEMU is gone after a start that failed, too. What hangs on a descriptor is made with it.
@@ -146,7 +155,7 @@ class Launch:
             # connection means that it ended. Nothing is polled.
             connection = connect_unix(self._directory.join(CONTROL), deadline)
             self._client = QmpClient(connection)
-            journal.run(Step(name="spawn", do=lambda: self._spawn(fds), undo=self._kill))
+            journal.run(Step(name="spawn", do=lambda: self._spawn(fds, cgroup), undo=self._kill))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -218,16 +227,22 @@ class Launch:
     def _pin(self, deadline: Deadline) -> None:
         assert self._pid is not None  # noqa: S101 - it has answered
         cpu = self._plan.decisions.definition.cpu
-        vcpus = {row["cpu-index"]: row["thread-id"] for row in self._execute("query-cpus-fast", deadline)}
+        threads_here = host_thread_ids(self._pid)
+        vcpus = {row["cpu-index"]: threads_here[row["thread-id"]] for row in self._execute("query-cpus-fast", deadline)}
         threads = self._execute("query-iothreads", deadline) if cpu.iothread_pin or cpu.emulator_pin else ()
-        own = {int(row["id"].removeprefix("iothread")): row["thread-id"] for row in threads}
+        own = {int(row["id"].removeprefix("iothread")): threads_here[row["thread-id"]] for row in threads}
         pin_instance(self._pid, vcpus, own, cpu=cpu.cpu_pin, emulator=cpu.emulator_pin, iothread=cpu.iothread_pin)
 
-    def _spawn(self, fds: list[int]) -> None:
+    def _spawn(self, fds: list[int], cgroup: Cgroup) -> None:
+        security, root = self._plan.security, self._plan.root
+        prepare = None
+        if security.namespaces:
+            place = self._directory.join(ROOT)
+            prepare = functools.partial(private_root.enter, security.namespaces, root, place)
         output = self._directory.append_only(STDERR)
         try:
             self._started = time.time()
-            pid = process.spawn(self._plan.argv, fds, output, self._plan.security.launcher)
+            pid = process.spawn(self._plan.argv, fds, output, security.launcher, prepare)
         finally:
             os.close(output)
         self._pidfd = os.pidfd_open(pid)
@@ -236,6 +251,7 @@ class Launch:
             identity=process.identify(pid), started=self._started, qemu=self._plan.decisions.capabilities.path
         )
         self._directory.write(PROCESS, record, schema=SCHEMA)
+        cgroup.attach(pid)
 
     def _greet(self, deadline: Deadline) -> None:
         assert self._client is not None  # noqa: S101 - set by the step before

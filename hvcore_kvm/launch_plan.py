@@ -11,6 +11,7 @@ from hvcore import Finding, Plan, PlannedFd, PlannedOption
 from hvcore_kvm import process
 from hvcore_kvm.accelerator import Accelerator, Choice
 from hvcore_kvm.capabilities import QemuCapabilities
+from hvcore_kvm.cgroup import IoLimit, Limits
 from hvcore_kvm.command_line import Option, flag
 from hvcore_kvm.companions import Companion
 from hvcore_kvm.definition import Definition, NicDefinition
@@ -23,7 +24,8 @@ from hvcore_kvm.hardware.machine import add_boot, add_extra_arguments, add_machi
 from hvcore_kvm.hardware.memory import add_memory
 from hvcore_kvm.hardware.network import add_nics
 from hvcore_kvm.hardware.storage import add_storage
-from hvcore_kvm.images import Image
+from hvcore_kvm.images import Image, whole_disk
+from hvcore_kvm.private_root import PrivateRoot, program_tree
 from hvcore_kvm.runtime import Placement
 
 
@@ -86,6 +88,8 @@ class LaunchPlan:
         commands: what its monitor is told before the guest runs.
         nics: how each NIC is connected.
         security: how the process is confined.
+        reads: files, directories and devices of the host that QEMU opens by their path.
+        limits: what it may take of the host.
         paused: the guest stays paused.
     """
 
@@ -97,6 +101,8 @@ class LaunchPlan:
     commands: tuple[Command, ...]
     nics: tuple[tuple[NicDefinition, NicPlan], ...]
     security: SecurityPlan
+    reads: tuple[str, ...]
+    limits: Limits
     paused: bool
 
     @property
@@ -137,6 +143,8 @@ class LaunchPlan:
         if d.firmware is not None:
             steps.append(f"copy {d.firmware.template} as the instance's UEFI variables, unless it has them")
         steps += [f"{step.name} (security model)" for step in self.security.steps]
+        if self.limits.controllers:
+            steps.append(f"make a control group with limits of {', '.join(self.limits.controllers)}")
         steps += [f"{step.name} (NIC)" for _, nic in self.nics for step in nic.up]
         steps += [f"start {companion.name}: {' '.join(companion.argv)}" for companion in self.companions]
         steps += [
@@ -155,6 +163,19 @@ class LaunchPlan:
                 steps.append(f"pin threads: {name} {mask}")
         return steps if self.paused else [*steps, "let the guest run"]
 
+    @property
+    def root(self) -> PrivateRoot | None:
+        """The file system of its own that the process has; ``None`` for the host's."""
+        root = self.security.root
+        if root is None:
+            return None
+        program = program_tree(self.decisions.capabilities.path)
+        return attrs.evolve(root, paths=(*root.paths, *([program] if program else []), *self.reads))
+
+    def _seen(self) -> str:
+        root = self.root
+        return f", and {', '.join(root.paths)}" if root is not None and root.paths else ""
+
     def _notes(self) -> list[str]:
         d = self.decisions
         wanted = d.definition.wanted_machine
@@ -166,6 +187,10 @@ class LaunchPlan:
         ]
         if d.firmware is not None:
             notes.append(f"firmware {d.firmware.code}")
+        if self.security.namespaces:
+            notes.append(f"QEMU has namespaces of its own: {', '.join(self.security.namespaces)}")
+        if self.security.root is not None:
+            notes.append(f"of the host's files it sees its programs and libraries{self._seen()}")
         if self.security.launcher:
             notes.append(f"QEMU is executed by: {' '.join(self.security.launcher)}")
         if d.definition.machine.extra_args:
@@ -209,6 +234,8 @@ def plan_launch(
         commands=tuple(_commands(definition)),
         nics=nics,
         security=security,
+        reads=tuple(builder.paths),
+        limits=_limits(decisions, security),
         paused=paused,
     )
     return plan, builder.findings
@@ -232,8 +259,25 @@ def _add_consoles(builder: Builder) -> None:
             fd=builder.fd,
             secret=builder.secret,
             virtio_serial=builder.virtio_serial,
+            reads=builder.reads,
         )
         builder.add(*console.backend.plan(context).options)
+
+
+def _limits(decisions: Decisions, security: SecurityPlan) -> Limits:
+    given = decisions.definition.resources
+    io = given.io_limit
+    limits = {} if io is None else {"rbps": io.read_bps, "wbps": io.write_bps, "riops": io.read_iops}
+    limits |= {} if io is None else {"wiops": io.write_iops}
+    wanted = {key: value for key, value in limits.items() if value is not None}
+    disks = [image for uuid, image in decisions.images.items() if "." not in uuid] if wanted else []
+    return Limits(
+        cpu_shares=given.cpu_shares,
+        cpu_quota=given.cpu_quota,
+        memory=given.memory_limit,
+        pids=given.pids_limit or security.pids_limit,
+        io=tuple(IoLimit(device=device, limits=wanted) for device in sorted({whole_disk(i.device) for i in disks})),
+    )
 
 
 def _commands(definition: Definition) -> list[Command]:

@@ -58,6 +58,9 @@ from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
 from hvcore_kvm.settings import KvmSettings
 from hvcore_kvm.support import check_support, supported_values
 
+_CHANCES = 5
+"""How often a start is planned anew when something of the plan is taken meanwhile."""
+
 _LOG = logging.getLogger("hvcore_kvm")
 
 
@@ -107,7 +110,10 @@ class Operations:
         if running is None or not running.started or running.record is None:
             return plan
         changes = definition_changes(
-            parameter_table(self._families), running.record.instance, instance, pluggable=_pluggable
+            parameter_table(self._families),
+            running.record.instance,
+            self._read(instance)[0].instance,
+            pluggable=_pluggable,
         )
         return attrs.evolve(plan, changes=changes)
 
@@ -118,7 +124,15 @@ class Operations:
             left = self._state(directory) if directory.exists else None
             plan = self._plan(instance, directory, paused, deadline)
             self._control(directory).clear_leftovers(deadline)
-            before = self._run(plan, directory, deadline)
+            for chances in reversed(range(_CHANCES)):
+                try:
+                    before = self._run(plan, directory, deadline)
+                    break
+                except HypervisorError as error:
+                    # What was planned with has just been taken by somebody else; nothing was started.
+                    if not error.retryable or not chances or deadline.expired:
+                        raise
+                    plan = self._plan(instance, directory, paused, deadline)
         after = InstanceState.PRELAUNCH if paused else InstanceState.RUNNING
         return Transition(name=instance.name, before=left or before, after=after, changed=True, detail="started")
 
@@ -276,7 +290,7 @@ class Operations:
         return InstanceDirectory(self._directories, name)
 
     def _control(self, directory: InstanceDirectory) -> Control:
-        return Control(directory, lambda seen: release(seen, self._families, self._announce))
+        return Control(directory, lambda seen: release(seen, directory.path, self._families, self._announce))
 
     def _announce(self, event: InterfaceEvent) -> None:
         for implementation in self._hook.kvm_interface_changed.get_hookimpls():

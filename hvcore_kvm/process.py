@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -187,7 +187,13 @@ def _writes(pid: str, fd: str) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY
 
 
-def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Sequence[str] = ()) -> int:
+def spawn(
+    argv: Sequence[str],
+    fds: Sequence[int],
+    output_fd: int,
+    launcher: Sequence[str] = (),
+    prepare: Callable[[], None] | None = None,
+) -> int:
     """Start a process in a session of its own with exactly the given descriptors and a clean environment.
 
     Args:
@@ -195,6 +201,8 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
         fds: descriptors of ours; they become numbers 3, 4, ... of the new process, in this order.
         output_fd: where its standard output and error go; its standard input is ``/dev/null``.
         launcher: argument words put before ``argv``.
+        prepare: called by the thread that starts the process, which is used for nothing else: what it changes of
+            itself the process inherits.
 
     Returns:
         Its pid. It is a child of this process; `wait_dead` reaps it.
@@ -216,7 +224,7 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
         actions += [(os.POSIX_SPAWN_DUP2, fd, FIRST_FD + index) for index, fd in enumerate(moved[:-1])]
         # Python's own descriptors close on exec; those of C libraries in the host application may not.
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd >= FIRST_FD + len(fds)]
-        pid = _spawn_in_root([*launcher, *argv], actions)
+        pid = _spawn_in_root([*launcher, *argv], actions, prepare)
     except OSError as error:
         raise HostError(f"cannot start a process: {error.strerror}", code="spawn-refused") from error
     finally:
@@ -227,7 +235,7 @@ def spawn(argv: Sequence[str], fds: Sequence[int], output_fd: int, launcher: Seq
     return pid
 
 
-def _spawn_in_root(words: list[str], actions: Sequence[tuple[int, ...]]) -> int:
+def _spawn_in_root(words: list[str], actions: Sequence[tuple[int, ...]], prepare: Callable[[], None] | None) -> int:
     """Start a process with ``/`` as its working directory and a umask that gives nothing to others.
 
     posix_spawn has neither, and both belong to the whole host application. But Linux lets a thread have its own
@@ -237,7 +245,7 @@ def _spawn_in_root(words: list[str], actions: Sequence[tuple[int, ...]]) -> int:
     Raises:
         OSError: the kernel refused to start the program.
     """
-    outcome: list[int | OSError] = []
+    outcome: list[int | OSError | HostError] = []
 
     def run() -> None:
         try:
@@ -246,15 +254,17 @@ def _spawn_in_root(words: list[str], actions: Sequence[tuple[int, ...]]) -> int:
                 os.chdir("/")
                 os.umask(0o077)
                 prefix = ()
+            if prepare is not None:
+                prepare()
             outcome.append(_posix_spawn([*prefix, *words], actions))
-        except OSError as error:
+        except (OSError, HostError) as error:
             outcome.append(error)
 
     thread = threading.Thread(target=run, name="hvcore spawn")
     thread.start()
     thread.join()
     (result,) = outcome
-    if isinstance(result, OSError):
+    if isinstance(result, OSError | HostError):
         raise result
     return result
 

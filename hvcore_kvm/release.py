@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvcore import HypervisorError, OperationFailed
+from hvcore_kvm.cgroup import remove_groups
 from hvcore_kvm.companions import end_companions
 from hvcore_kvm.definition import read
 from hvcore_kvm.families import Families, InterfaceEvent, NicContext
@@ -12,17 +13,27 @@ from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.observation import Observed
 
 
-def release(seen: Observed, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
+def release(seen: Observed, directory: str, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
     """Do the down steps of every NIC of an instance that is not alive, and undo the steps of its security model.
+
+    Args:
+        seen: the instance.
+        directory: its directory.
+        families: the family plugins.
+        announce: told of network interfaces that have gone down.
 
     Raises:
         OperationFailed: some failed; all were tried, and they may be tried again.
     """
     end_companions(seen.companions, spoken_to=not seen.unfinished)
+    problems = []
+    try:
+        remove_groups(seen.name, directory)
+    except HypervisorError as error:
+        problems.append(str(error))
     if seen.record is None:
         return
     definition, _ = read(seen.record.instance, families)
-    problems = []
     for nic in definition.nics:
         context = NicContext(
             instance=definition.instance,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hvcore import Finding, Instance
 
 KVM = "/dev/kvm"
+_PRLIMIT = "/usr/bin/prlimit"
 _SETPRIV = ("/usr/bin/setpriv", "/bin/setpriv")
 
 
@@ -20,12 +21,23 @@ def unprivileged_launcher(instance: Instance, uid: str, gid: str) -> tuple[str, 
         uid: user id; what is no number is refused by setpriv, so that QEMU never runs as root by mistake.
         gid: group id, likewise.
     """
-    groups = None if instance.params.get("accel") == "tcg" else kvm_group()
+    return launcher(instance, uid, gid, None if instance.params.get("accel") == "tcg" else kvm_group())
+
+
+def launcher(
+    instance: Instance, uid: str, gid: str, group: int | None = None, limits: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """The same with one supplementary group, or none, and limits of the process by the words of prlimit(1)."""
+    words = [f"--{name}={value}:{value}" for name, value in (limits or {}).items()]
+    if instance.params.get("memory_lock") is True or instance.params.get("pci_passthrough"):
+        words.append("--memlock=unlimited:unlimited")
     return (
+        # Set before it becomes somebody who may not set them.
+        *((_PRLIMIT, *words, "--") if words else ()),
         setpriv() or _SETPRIV[0],
         f"--reuid={uid}",
         f"--regid={gid}",
-        "--clear-groups" if groups is None else f"--groups={groups}",
+        "--clear-groups" if group is None else f"--groups={group}",
         "--no-new-privs",
         "--inh-caps=-all",
         "--bounding-set=-all",

@@ -26,7 +26,7 @@ def at_least(limit: int, why: str = "") -> Check:
     return check
 
 
-def between(low: int, high: int) -> Check:
+def between(low: float, high: float) -> Check:
     """From ``low`` to ``high``, both included."""
 
     def check(value: int) -> str | None:

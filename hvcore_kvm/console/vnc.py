@@ -168,7 +168,8 @@ class VncConsole:
                 values["websocket"] = f"{host}:{given.websocket}"
         if given.tls != "none":
             credentials: dict[str, Any] = {"qom-type": f"tls-creds-{given.tls}", "id": "vnc-tls", "endpoint": "server"}
-            if given.tls == "x509":
+            if given.tls == "x509" and given.x509_path is not None:
+                context.reads(given.x509_path)
                 credentials |= {"dir": given.x509_path, "verify-peer": given.x509_verify}
             options.append(json_option("object", credentials, origin=f"{_ORIGIN}.tls"))
             values["tls-creds"] = "vnc-tls"

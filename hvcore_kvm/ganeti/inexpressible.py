@@ -11,6 +11,7 @@ from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
 from hvcore_kvm.parameters.machine import BootParameters, MachineParameters
 from hvcore_kvm.parameters.memory import MemoryParameters
 from hvcore_kvm.parameters.nic import NicParameters
+from hvcore_kvm.parameters.resources import ResourceParameters
 
 ANYTHING = object()
 """Any value: the guest of Ganeti does not notice, or another parameter decides whether it does."""
@@ -60,6 +61,13 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "balloon_free_page_reporting": (False,),
         "balloon_deflate_on_oom": (False,),
         "balloon_stats_interval": (0.0,),
+    },
+    ResourceParameters: {
+        "cpu_shares": (None,),
+        "cpu_quota": (None,),
+        "memory_limit": (None,),
+        "pids_limit": (None,),
+        "io_limit": (None,),
     },
     StorageParameters: {
         "scsi_iothread": (None,),

@@ -50,6 +50,7 @@ class Builder:
         self.fds: list[FdRequest] = []
         self.companions: list[Companion] = []
         self.findings: list[Finding] = []
+        self.paths: list[str] = []
         self._fdsets = 0
         self._once: set[str] = set()
 
@@ -127,6 +128,11 @@ class Builder:
         values = {"fd": self.fd(request), "set": self._fdsets, "opaque": request.name}
         self.add(keyed("add-fd", None, values, origin=origin))
         return f"/dev/fdset/{self._fdsets}"
+
+    def reads(self, path: str) -> None:
+        """Say that QEMU opens something of the host by its path."""
+        if path not in self.paths:
+            self.paths.append(path)
 
     def listen(self, name: str) -> int:
         """A listening UNIX socket in the instance's directory."""

@@ -105,13 +105,23 @@ def add_devices(builder: Builder) -> None:
     for index, device in enumerate(devices.pci_passthrough):
         values = {"host": device.address, "rombar": int(device.rom)}
         origin = f"params.pci_passthrough[{index}]"
+        for path in vfio_paths(device.address):
+            builder.reads(path)
         builder.device("vfio-pci", f"host{index}", values, uuid=f"driver/{device.address}", origin=origin)
+
+
+def vfio_paths(address: str) -> tuple[str, ...]:
+    """What QEMU opens of the host to pass a PCI device through."""
+    full = address if address.count(":") == 2 else f"0000:{address}"
+    group = os.path.basename(os.path.realpath(f"/sys/bus/pci/devices/{full}/iommu_group"))
+    return ("/dev/vfio/vfio", f"/dev/vfio/{group}", "/sys/bus/pci", "/sys/devices", "/sys/kernel/iommu_groups")
 
 
 def _add_rng(builder: Builder) -> None:
     devices = builder.definition.devices
     source: dict[str, Any] = {"qom-type": "rng-builtin", "id": "rng-source0"}
     if devices.rng_source in _RNG_FILES:
+        builder.reads(_RNG_FILES[devices.rng_source])
         source |= {"qom-type": "rng-random", "filename": _RNG_FILES[devices.rng_source]}
     builder.add(json_option("object", source, origin="params.rng_source"))
     values: dict[str, Any] = {"rng": "rng-source0"}
@@ -244,6 +254,8 @@ def _add_usb_device(builder: Builder, index: int, device: UsbDevice) -> None:
     driver = {"keyboard": "kbd"}.get(device.type, device.type)
     values: dict[str, Any] = {"driver": f"usb-{driver}", "id": ident, "bus": bus}
     if device.type == "host":
+        for path in ("/dev/bus/usb", "/sys/bus/usb", "/sys/devices"):
+            builder.reads(path)
         values |= {
             "vendorid": device.vendor_id,
             "productid": device.product_id,
@@ -275,7 +287,12 @@ def _add_sound(builder: Builder) -> None:
     audio: dict[str, Any] = {"driver": backend, "id": "audio0"}
     if backend == "wav":
         # QEMU's own choice would be a file in its working directory, which is the host's root.
-        audio["path"] = builder.join(SOUND)
+        # By descriptor, because it may not be able to make one in the instance's.
+        directory = builder.directory
+        request = FdRequest(name=SOUND, purpose="file that sound goes to", open=lambda: directory.writable(SOUND))
+        audio["path"] = f"/proc/self/fd/{builder.fd(request)}"
+    elif backend == "alsa":
+        builder.reads("/dev/snd")
     builder.add(json_option("audiodev", audio, origin="params.sound_backend"))
     driver = SOUND_DEVICES[kind]
     if kind in ("hda", "ich6"):

@@ -16,6 +16,7 @@ from hvcore_kvm.firmware import Firmware
 from hvcore_kvm.hardware.builder import Builder
 from hvcore_kvm.hardware.memory import has_backend
 from hvcore_kvm.images import ImageFile, open_image
+from hvcore_kvm.unprivileged import KVM
 
 _DENIED = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
 
@@ -94,6 +95,8 @@ def _machine_values(builder: Builder) -> dict[str, Any]:
 def _accelerator(builder: Builder) -> Option:
     choice = builder.decisions.choice
     values = {}
+    if choice.accelerator is Accelerator.KVM:
+        builder.reads(KVM)
     if choice.accelerator is Accelerator.KVM and builder.definition.machine.iommu == "intel":
         # Interrupt remapping happens in QEMU, so the interrupt controllers it concerns have to be there too.
         values["kernel-irqchip"] = "split"
@@ -143,6 +146,8 @@ def add_boot(builder: Builder) -> None:
         value = getattr(boot, name)
         if value is not None:
             builder.add(word(option, value, origin=f"params.{name}"))
+            if name != "cmdline":
+                builder.reads(value)
     if builder.decisions.firmware is not None:
         _add_firmware(builder, builder.decisions.firmware)
     splash = round(boot.boot_splash * 1000) or None

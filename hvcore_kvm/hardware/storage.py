@@ -176,7 +176,11 @@ def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
 def _source(builder: Builder, disk: DiskDefinition, ident: str) -> dict[str, Any]:
     """The protocol node of a disk: a descriptor we open, or a server that QEMU connects to."""
     if disk.disk.uri is not None:
-        return parse_uri(disk.disk.uri)
+        source = parse_uri(disk.disk.uri)
+        server = source.get("server")
+        if isinstance(server, dict) and server.get("type") == "unix":
+            builder.reads(server["path"])
+        return source
     file = disk.file
     access = "read-only" if file.read_only else "read-write"
     request = FdRequest(name=ident, purpose=f"{file.path}, {access}", open=lambda: open_image(file))

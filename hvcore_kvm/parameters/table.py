@@ -10,6 +10,7 @@ from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters, disk_r
 from hvcore_kvm.parameters.machine import BootParameters, MachineParameters, boot_rules, machine_rules
 from hvcore_kvm.parameters.memory import MemoryParameters, memory_rules
 from hvcore_kvm.parameters.nic import NicParameters, nic_rules
+from hvcore_kvm.parameters.resources import ResourceParameters, resource_rules
 
 DISK_DEFAULTS = "disk"
 """Key in an instance's ``params`` under which defaults for its disks stand."""
@@ -24,6 +25,7 @@ OWN_SECTIONS = (
     ParameterSection(title="Memory", place="instance", fields=MemoryParameters, rules=(memory_rules,)),
     ParameterSection(title="Storage", place="instance", fields=StorageParameters, rules=(storage_rules,)),
     ParameterSection(title="Devices", place="instance", fields=DeviceParameters, rules=(device_rules,)),
+    ParameterSection(title="Resources", place="instance", fields=ResourceParameters, rules=(resource_rules,)),
     ParameterSection(title="Disk", place="disk", fields=DiskParameters, rules=(disk_rules,)),
     ParameterSection(title="NIC", place="nic", fields=NicParameters, rules=(nic_rules,)),
 )

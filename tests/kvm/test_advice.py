@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from hvcore import Nic, Severity
+from hvcore import FindingSet, Nic, Severity
 
 pytestmark = pytest.mark.qemu
 
@@ -22,8 +22,10 @@ def _advice(host: Any, *, params: dict[str, Any] | None = None, **changes: Any) 
 
 
 def test_a_plain_instance_gets_none(host: Any) -> None:
-    """But for running as root, if it does."""
-    found = host.driver.assess_parameters(host.instance(accel="auto", params={"accel": "auto"}))
+    """But for running as root, if it does and is told to."""
+    plain = {"accel": "auto", "params": {"accel": "auto"}}
+    assert host.driver.assess_parameters(host.instance(**plain)) == FindingSet()
+    found = host.driver.assess_parameters(host.instance(security_model="none", **plain))
     assert [(finding.code, finding.path) for finding in found] == _AS_ROOT
 
 

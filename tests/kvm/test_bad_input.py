@@ -230,7 +230,7 @@ def test_qemu_aborting_at_start(make_host: Any, tmp_path: Path) -> None:
     script = f'case "$*" in *"-machine none"*) exec {QEMU} "$@";; *) echo "{words}" >&2; kill -ABRT $$;; esac'
     host = make_host(qemu=_fake_qemu(tmp_path, script))
     with pytest.raises(hvcore.SpawnFailed, match=words) as caught:
-        host.driver.start_instance(host.instance())
+        host.driver.start_instance(host.instance(security_model="none"))
     assert caught.value.exit_status == -6
     assert "arch-capabilities" in str(caught.value.hint)
     assert host.files() == set()
@@ -242,7 +242,7 @@ def test_a_qemu_that_hangs_at_start(make_host: Any, tmp_path: Path) -> None:
     script = f'case "$*" in *"-machine none"*) exec {QEMU} "$@";; *) exec sleep 600;; esac'
     host = make_host(qemu=_fake_qemu(tmp_path, script), start_timeout=0.3)
     with pytest.raises(hvcore.DeadlineExceeded):
-        host.driver.start_instance(host.instance())
+        host.driver.start_instance(host.instance(security_model="none"))
     assert host.files() == set()
 
 

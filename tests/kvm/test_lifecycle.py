@@ -295,7 +295,7 @@ def test_a_start_whose_host_application_was_killed_is_put_away(make_host: Any, t
     host = make_host(qemu=str(script))
     definition = tmp_path / "web1.json"
     params = {"accel": "tcg", "machine": "pc", "firmware_image": str(host.firmware)}
-    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "params": params}))
+    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "security_model": "none", "params": params}))
     command = [sys.executable, "-c", _START_AND_SAY, json.dumps(host.settings), str(definition)]
     application = subprocess.Popen(command)
     stray = int(started.read_text())
@@ -333,7 +333,7 @@ def test_an_interrupted_start_leaves_the_account_of_the_life_before(make_host: A
     host = make_host(qemu=str(script))
     definition = tmp_path / "web1.json"
     params = {"accel": "tcg", "machine": "pc", "firmware_image": str(host.firmware)}
-    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "params": params}))
+    definition.write_text(json.dumps({"name": "web1", "memory": "64MiB", "security_model": "none", "params": params}))
     application = subprocess.Popen([sys.executable, "-c", _START_AND_SAY, json.dumps(host.settings), str(definition)])
     stray = os.pidfd_open(int(started.read_text()))
     history = tmp_path / "data/kvm/instances/web1/history.json"
@@ -400,7 +400,7 @@ def test_while_it_is_being_started_it_is_prelaunch(make_host: Any, tmp_path: Any
 
     def start() -> None:
         try:
-            host.driver.start_instance(host.instance(), timeout=600)
+            host.driver.start_instance(host.instance(security_model="none"), timeout=600)
         except hvcore.HypervisorError as error:
             failed.append(error)
 

@@ -115,6 +115,12 @@ _TODAY = {
     "sandbox": "params.sandbox",
     "root directory": "params.chroot",
     "user": "params.user.name",
+    "user ids": "params.confined.uids",
+    "weight of processors": "params.cpu_shares",
+    "quota of processors": "params.cpu_quota",
+    "memory limit": "params.memory_limit",
+    "thread limit": "params.pids_limit",
+    "disk limit": "params.io_limit.write_bps",
 }
 
 

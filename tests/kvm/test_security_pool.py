@@ -16,7 +16,8 @@ import pytest
 
 import hvcore
 from hvcore.guests import write_firmware
-from hvcore_kvm.security.pool import PoolConfinement, PoolParameters, parse_uids
+from hvcore_kvm.security.pool import PoolConfinement, PoolParameters
+from hvcore_kvm.uid_pool import parse_uids
 
 ROOT_ONLY = "only root can run QEMU as somebody else" if os.geteuid() != 0 else ""
 NO_SETPRIV = "setpriv is not installed" if shutil.which("setpriv") is None else ""

@@ -18,6 +18,7 @@ import pytest
 
 import hvcore
 from hvcore import Deadline, Disk, Instance, Nic
+from hvcore_kvm.affinity import host_thread_ids
 from hvcore_kvm.ganeti import to_instance
 from hvcore_kvm.qmp import QmpClient
 
@@ -155,7 +156,7 @@ _OVMF = "/usr/share/qemu/firmware"
 
 def _affinity(scene: Scene, vcpu: int) -> str:
     thread = scene.qmp("query-cpus-fast")[vcpu]["thread-id"]
-    return str(sorted(os.sched_getaffinity(thread)))
+    return str(sorted(os.sched_getaffinity(host_thread_ids(scene.host.pid())[thread])))
 
 
 def _huge(scene: Scene) -> int:

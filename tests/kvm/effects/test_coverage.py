@@ -28,6 +28,7 @@ FAMILIES = {
     "NIC mode routed": "nics/test_nic_routed.py",
     "NIC mode script": "nics/test_nic_script.py",
     "security model user": "test_security_user.py",
+    "security model confined": "test_security_confined.py",
     "security model pool": "test_security_pool.py",
     "console type vnc": "consoles/test_console_vnc.py",
     "console type spice": "consoles/test_console_spice.py",

@@ -22,12 +22,14 @@ _EXPORTS: dict[str, str] = {
     "Disk": "hvcore.model.instance",
     "Nic": "hvcore.model.instance",
     "read_definition": "hvcore.definition",
+    "with_identities": "hvcore.model.instance",
     # results
     "InstanceState": "hvcore.model.state",
     "TwoValueState": "hvcore.model.state",
     "StateReason": "hvcore.model.state",
     "Cause": "hvcore.model.state",
     "InstanceInfo": "hvcore.model.state",
+    "DeviceInfo": "hvcore.model.state",
     "InstanceInfos": "hvcore.model.state",
     "InstanceListing": "hvcore.model.state",
     "InstanceName": "hvcore.model.state",
@@ -44,6 +46,7 @@ _EXPORTS: dict[str, str] = {
     "Screenshot": "hvcore.model.console",
     "Event": "hvcore.model.events",
     "EventBatch": "hvcore.model.events",
+    "Device": "hvcore.model.devices",
     "HotplugSupport": "hvcore.model.devices",
     "HotplugResult": "hvcore.model.devices",
     "ResizeResult": "hvcore.model.devices",
@@ -286,6 +289,9 @@ if TYPE_CHECKING:
         BalloonResult as BalloonResult,
     )
     from hvcore.model.devices import (
+        Device as Device,
+    )
+    from hvcore.model.devices import (
         HotplugResult as HotplugResult,
     )
     from hvcore.model.devices import (
@@ -322,6 +328,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.instance import (
         Nic as Nic,
+    )
+    from hvcore.model.instance import (
+        with_identities as with_identities,
     )
     from hvcore.model.migration import (
         MigrationCompatibility as MigrationCompatibility,
@@ -363,6 +372,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.state import (
         Cause as Cause,
+    )
+    from hvcore.model.state import (
+        DeviceInfo as DeviceInfo,
     )
     from hvcore.model.state import (
         InstanceInfo as InstanceInfo,

@@ -20,10 +20,12 @@ class PlaceRequest:
     Attributes:
         uuid: identity of the device, under which the place is kept.
         space: the places it can take, for example ``pci`` or ``sata``.
+        function: which function of a PCI device with several; all of them have the same identity and slot.
     """
 
     uuid: str
     space: str = "pci"
+    function: int | None = None
 
 
 @attrs.frozen(kw_only=True)

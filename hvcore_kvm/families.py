@@ -70,6 +70,8 @@ class NicPlan:
         up: steps on the host before QEMU starts.
         down: steps on the host once QEMU is gone, each done once, after a start that failed as well; perhaps by another
             process, so each must follow from the definition alone and not fail when there is nothing left to do.
+        change: steps that make the connection of a running NIC, planned by the same mode for the same uuid, into this
+            one, while the guest keeps its device; ``None`` if there is no such way.
         companions: processes that serve it, started before QEMU; `Companion.take` opens QEMU's end of the connection.
             An error of code ``companion-ended`` that is raised instead gets the companion's last words.
     """
@@ -79,6 +81,7 @@ class NicPlan:
     vnet_hdr: bool = False
     up: tuple[Step, ...] = ()
     down: tuple[Step, ...] = ()
+    change: tuple[Step, ...] | None = None
     companions: tuple[Companion, ...] = ()
 
 

@@ -28,6 +28,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCGIFMTU, _SIOCSIFMTU = 0x8921, 0x8922
 _SIOCSIFHWADDR, _SIOCGIFHWADDR = 0x8924, 0x8927
 _SIOCBRADDIF = 0x89A2
+_SIOCBRDELIF = 0x89A3
 _IFF_UP = 0x1
 
 # <linux/netlink.h>
@@ -111,7 +112,13 @@ class NetworkInterface:
         self._ioctl(_SIOCSIFFLAGS, "bring up", struct.pack("h", flags | _IFF_UP))
 
     def join(self, bridge: NetworkInterface) -> None:
-        """Make it a port of a bridge."""
+        """Make it a port of a bridge, and of no other one."""
+        master = f"{SYSFS}/{self.name}/master"
+        before = os.path.basename(os.readlink(master)) if os.path.islink(master) else None
+        if before == bridge.name:
+            return
+        if before is not None:
+            NetworkInterface(before)._ioctl(_SIOCBRDELIF, f"take {self.name} off", struct.pack("i", self.index))
         bridge._ioctl(_SIOCBRADDIF, f"put {self.name} on", struct.pack("i", self.index))
 
     def sysctl(self, version: int, name: str, value: int) -> None:

@@ -291,6 +291,7 @@ class Launch:
             accelerator=d.choice.accelerator.value,
             cpu_model=d.cpu_model,
             qemu_version=d.capabilities.version_text,
+            ports=self._plan.ports,
         )
         self._directory.write(RECORD, record, schema=SCHEMA)
 

@@ -20,7 +20,13 @@ from hvcore_kvm.families import ConsoleContext, FdRequest, NicPlan, SecurityPlan
 from hvcore_kvm.firmware import Firmware
 from hvcore_kvm.hardware.builder import Builder, device_id
 from hvcore_kvm.hardware.devices import add_devices
-from hvcore_kvm.hardware.machine import add_boot, add_extra_arguments, add_machine, add_monitors
+from hvcore_kvm.hardware.machine import (
+    add_boot,
+    add_extra_arguments,
+    add_machine,
+    add_monitors,
+    add_root_ports,
+)
 from hvcore_kvm.hardware.memory import add_memory
 from hvcore_kvm.hardware.network import add_nics
 from hvcore_kvm.hardware.storage import add_storage
@@ -42,6 +48,7 @@ class Decisions:
         firmware: UEFI firmware, if any.
         programs: paths of the companions' programs.
         kept: where devices sat before.
+        ports: PCI Express root ports it has; ``None`` where that is to be decided.
     """
 
     definition: Definition
@@ -52,6 +59,7 @@ class Decisions:
     firmware: Firmware | None
     programs: Mapping[str, str]
     kept: Placement | None
+    ports: int | None = None
 
     @property
     def cpu_model(self) -> str:
@@ -83,6 +91,7 @@ class LaunchPlan:
         decisions: what it follows from.
         options: QEMU's command line.
         placement: where each device sits.
+        ports: how many PCI Express root ports there are.
         fds: descriptors QEMU inherits, the first as number 3.
         companions: processes that serve it.
         commands: what its monitor is told before the guest runs.
@@ -96,6 +105,7 @@ class LaunchPlan:
     decisions: Decisions
     options: tuple[Option, ...]
     placement: Placement
+    ports: int
     fds: tuple[FdRequest, ...]
     companions: tuple[Companion, ...]
     commands: tuple[Command, ...]
@@ -218,6 +228,7 @@ def plan_launch(
     add_memory(builder)
     add_boot(builder)
     add_monitors(builder)
+    add_root_ports(builder)
     add_devices(builder)
     _add_consoles(builder)
     add_storage(builder)
@@ -229,6 +240,7 @@ def plan_launch(
         decisions=decisions,
         options=options,
         placement=placed,
+        ports=builder.ports,
         fds=tuple(builder.fds),
         companions=tuple(builder.companions),
         commands=tuple(_commands(definition)),

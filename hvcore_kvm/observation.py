@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from hvcore import (
     Cause,
     Deadline,
+    DeviceInfo,
     Directories,
     InstanceInfo,
     InstanceNotFound,
@@ -29,10 +30,12 @@ from hvcore_kvm.listing import find_process
 from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
     HISTORY,
+    HOTPLUG,
     PROCESS,
     RECORD,
     SCHEMA,
     STOP_REQUEST,
+    Changes,
     History,
     ProcessRecord,
     RuntimeRecord,
@@ -82,6 +85,7 @@ class Observed:
         record: the decisions it runs with.
         request: the last time the guest was asked to power off.
         companions: the processes that serve it.
+        changes: what is under way with its devices.
         events: the end of its event file.
         alive: its process lives.
         unfinished: its start has not been completed.
@@ -97,6 +101,7 @@ class Observed:
     events: tuple[QemuEvent, ...]
     alive: bool
     companions: CompanionRecords = CompanionRecords()
+    changes: Changes = Changes()
     unfinished: bool = False
     starter: int | None = None
     ended: History | None = None
@@ -117,6 +122,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         RECORD: RuntimeRecord,
         STOP_REQUEST: StopRequest,
         COMPANIONS: CompanionRecords,
+        HOTPLUG: Changes,
     }
     for name, kind in kinds.items():
         try:
@@ -134,6 +140,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         record=found.get(RECORD),
         request=found.get(STOP_REQUEST),
         companions=found.get(COMPANIONS) or CompanionRecords(),
+        changes=found.get(HOTPLUG) or Changes(),
         events=read_events(directory),
         alive=alive,
         unfinished=bool(entries) and {"done": "cont"} not in entries,
@@ -224,6 +231,7 @@ def _info(directories: Directories, seen: Observed, answer: Answer | None) -> In
         machine=seen.record.machine if seen.record else None,
         accelerator=seen.record.accelerator if seen.record else None,
         marks=_marks(seen),
+        devices=_devices(seen),
         incomplete=seen.damage,
     )
     if answer is None or answer.error is not None:
@@ -235,6 +243,31 @@ def _info(directories: Directories, seen: Observed, answer: Answer | None) -> In
         )
         return attrs.evolve(base, reason=reason, incomplete=why)
     return _answered(base, seen, answer.results)
+
+
+def _devices(seen: Observed) -> tuple[DeviceInfo, ...]:
+    """What the record says it has; whether the guest has let go of one meanwhile, the next change of it finds out."""
+    if seen.record is None:
+        return ()
+    instance = seen.record.instance
+    states: dict[str, Literal["present", "adding", "removing"]] = {
+        change.uuid: "adding" if change.action == "add" else "removing" for change in seen.changes.pending
+    }
+    found = [
+        DeviceInfo(
+            kind="disk",
+            uuid=disk.uuid or "",
+            name=disk.name,
+            source=disk.path or disk.uri or "",
+            state=states.get(disk.uuid or "", "present"),
+        )
+        for disk in instance.disks
+    ]
+    for nic in instance.nics:
+        source = f"{nic.mode} {nic.link}" if nic.link else nic.mode
+        state = states.get(nic.uuid or "", "present")
+        found.append(DeviceInfo(kind="nic", uuid=nic.uuid or "", name=nic.name, source=source, state=state))
+    return tuple(found)
 
 
 def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) -> InstanceInfo:

@@ -13,10 +13,13 @@ from hvcore import (
     AncillaryFiles,
     Console,
     Deadline,
+    Device,
     Disk,
     DriverContext,
     Finding,
     FindingSet,
+    HotplugResult,
+    HotplugSupport,
     HypervisorError,
     Instance,
     InstanceInfo,
@@ -32,12 +35,14 @@ from hvcore import (
     PolicyDenied,
     PowercycleResult,
     RecordError,
+    RecoveredInstance,
     Recovery,
     Screenshot,
     Transition,
     definition_changes,
     powercycle,
     read_node_info,
+    with_identities,
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, screen, verification
 from hvcore_kvm.advice import assess
@@ -48,15 +53,19 @@ from hvcore_kvm.families import ConsoleType, EndpointContext, Families, Interfac
 from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
+from hvcore_kvm.hotplug import FIXED_BUSES, Plugging, support_of, with_device
 from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control
 from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
-from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement
+from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
 from hvcore_kvm.settings import KvmSettings
 from hvcore_kvm.support import check_support, supported_values
+
+_RESET_PATIENCE = 10.0
+"""How long a guest that was reset may take to let go of devices."""
 
 _CHANCES = 5
 """How often a start is planned anew when something of the plan is taken meanwhile."""
@@ -152,7 +161,14 @@ class Operations:
         with self._directory(name) as directory:
             control = self._control(directory)
             if mode == "reset":
-                return control.reset(deadline)
+                done = control.reset(deadline)
+                # A guest that is reset lets go of what it was asked for.
+                try:
+                    self._settle(directory, deadline, _RESET_PATIENCE)
+                except HypervisorError:
+                    # It stays under way, for the next one who looks; the reset is done.
+                    _LOG.warning("devices of %s could not be looked at after its reset", name, exc_info=True)
+                return done
             seen = control.require_alive()
             new = instance or (seen.record.instance if seen.record else None)
             if new is None:
@@ -197,7 +213,12 @@ class Operations:
             found, start = self._control(directory).recover(deadline)
             if start is not None:
                 self._run(self._plan(start, directory, False, deadline), directory, deadline)
-        return Recovery(instances=() if found is None else (found,))
+            rows = [] if found is None else [found]
+            for result in self._settle(directory, deadline):
+                if result.done:
+                    detail = f"device {result.device}: {result.detail}"
+                    rows.append(RecoveredInstance(name=name, operation="hotplug", outcome="completed", detail=detail))
+        return Recovery(instances=tuple(rows))
 
     # Queries
 
@@ -217,6 +238,75 @@ class Operations:
             if not directory.exists:
                 raise InstanceNotFound("it holds nothing on this host", instance=name)
             return FindingSet(verification.verify_running(directory, deadline))
+
+    # Devices
+
+    def hotplug_supported(self, name: str, deadline: Deadline) -> HotplugSupport:
+        """Whether devices can be changed at all."""
+        with self._directory(name) as directory:
+            if not directory.exists:
+                raise InstanceNotFound("it holds nothing on this host", instance=name)
+            seen = observation.observe(directory)
+            return support_of(seen)
+
+    def verify_hotplug_support(self, name: str, action: str, device: Device, deadline: Deadline) -> HotplugSupport:
+        """Whether one device can be changed."""
+        with self._directory(name) as directory:
+            if not directory.exists:
+                raise InstanceNotFound("it holds nothing on this host", instance=name)
+            seen = observation.observe(directory)
+            general = support_of(seen)
+            if not general.supported or seen.record is None:
+                return general
+            plugging = self._plugging(directory, seen.record, deadline)
+            return plugging.verify(action, self._identified(seen.record.instance, device))
+
+    def hot_add_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
+        """Add a device."""
+        with self._directory(name) as directory:
+            record = self._running_record(directory)
+            known = self._identified(record.instance, device)
+            return self._plugging(directory, record, deadline).add(known, deadline)
+
+    def hot_del_device(self, name: str, device: str, force: bool, deadline: Deadline) -> HotplugResult:
+        """Remove a device."""
+        with self._directory(name) as directory:
+            record = self._running_record(directory)
+            return self._plugging(directory, record, deadline).remove(device.lower(), force, deadline)
+
+    def hot_mod_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
+        """Change a device."""
+        with self._directory(name) as directory:
+            record = self._running_record(directory)
+            return self._plugging(directory, record, deadline).modify(device, deadline)
+
+    def _settle(
+        self, directory: InstanceDirectory, deadline: Deadline, patience: float = 0.0
+    ) -> tuple[HotplugResult, ...]:
+        """Complete what is under way with the devices of an instance that runs."""
+        seen = observation.observe(directory) if directory.exists else None
+        if seen is None or not seen.started or seen.record is None or not seen.changes.pending:
+            return ()
+        return self._plugging(directory, seen.record, deadline).settle(deadline, patience)
+
+    def _running_record(self, directory: InstanceDirectory) -> RuntimeRecord:
+        seen = self._control(directory).require_alive()
+        if seen.record is None:
+            raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
+        return seen.record
+
+    def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:
+        def replan(instance: Instance) -> LaunchPlan:
+            return self._plan(instance, directory, False, deadline, running=record)
+
+        return Plugging(directory, record, replan, self._families, self._announce)
+
+    def _identified(self, instance: Instance, device: Device) -> Device:
+        """A device with the identity it would have as the last of the definition."""
+        uuid = (device.uuid or "").lower() or None
+        given = attrs.evolve(device, uuid=uuid)
+        known = with_identities(with_device(instance, given), "")
+        return known.disks[-1] if isinstance(device, Disk) else known.nics[-1]
 
     # Console and host
 
@@ -366,13 +456,22 @@ class Operations:
             known = self._last_read = (instance, definition.read(instance, self._families))
         return known[1]
 
-    def _plan(self, instance: Instance, directory: InstanceDirectory, paused: bool, deadline: Deadline) -> LaunchPlan:
-        """Plan a start.
+    def _plan(
+        self,
+        instance: Instance,
+        directory: InstanceDirectory,
+        paused: bool,
+        deadline: Deadline,
+        running: RuntimeRecord | None = None,
+    ) -> LaunchPlan:
+        """Plan a start, or with the record of a running instance a change of that.
 
         Raises:
             InvalidParameters: everything that stands against it.
         """
         decisions, findings = self._decide(instance, directory, deadline)
+        if running is not None:
+            decisions = attrs.evolve(decisions, machine=running.machine, ports=running.ports)
         if not findings:
             plan, findings = plan_launch(decisions, directory, paused=paused)
             findings += check_support(plan.options, decisions.capabilities)
@@ -381,9 +480,6 @@ class Operations:
         return plan
 
 
-_UNPLUGGABLE_BUSES = ("ide", "sata")
-
-
 def _pluggable(device: Disk | Nic) -> bool:
     """Whether QEMU can plug a device while the guest runs."""
-    return isinstance(device, Nic) or device.params.get("bus") not in _UNPLUGGABLE_BUSES
+    return isinstance(device, Nic) or device.params.get("bus") not in FIXED_BUSES

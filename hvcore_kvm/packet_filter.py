@@ -5,6 +5,7 @@ The rules stand in tables that have the tap's name, and outlive the tap; the que
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,12 @@ def limit_bandwidth(tap: NetworkInterface, rate: int) -> None:
     shape = ("qdisc", "replace", "dev", tap.name, "root", "tbf", "rate", f"{rate}bps")
     run_command((_program(_TC), *shape, "burst", str(burst), "latency", _LATENCY), timeout=_PATIENCE)
     _nft(_limit(tap.name, rate))
+
+
+def lift_limit(tap: NetworkInterface) -> None:
+    """Let through as much as there is again; the tap need not have been limited. Its rules are another matter."""
+    with contextlib.suppress(HostError):
+        run_command((_program(_TC), "qdisc", "delete", "dev", tap.name, "root"), timeout=_PATIENCE)
 
 
 def allow_sources(tap: NetworkInterface, mac: str, addresses: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -82,20 +82,25 @@ class Board:
         reservations: slots of the root bus, counted from 0, that are not given out.
         sata_controllers: SATA controllers besides the built-in one of q35.
         scsi: kind of the SCSI controllers.
+        ports: PCI Express root ports.
     """
 
     family: str
     reservations: int
     sata_controllers: int = 0
     scsi: str = "virtio-scsi"
+    ports: int = 0
 
     def places(self, space: str) -> list[Place]:
         """Every place of a space, in the order in which they are given out.
 
         Args:
             space: ``pci``, ``virtio`` (the bus of virtio devices: PCI, or virtio-mmio on microvm), ``ide``, ``sata``
-                or ``scsiN`` for SCSI controller N.
+                ``port`` (behind a PCI Express root port, where a device can be plugged and unplugged), or ``scsiN``
+                for SCSI controller N.
         """
+        if space == "port":
+            return [Place(bus=root_port(index), index=0) for index in range(self.ports)]
         if space.startswith("scsi"):
             return [Place(bus=f"{space}.0", index=i, kind="scsi") for i in range(SCSI_TARGETS[self.scsi])]
         if space == "ide":
@@ -111,6 +116,21 @@ class Board:
             return [Place(bus=bus, index=0, kind="mmio") for bus in buses]
         last = _LAST_SLOT[self.family]
         return [Place(bus=PCI_ROOT[self.family], index=slot) for slot in range(self.reservations, last + 1)]
+
+
+def root_port(index: int) -> str:
+    """Name of a PCI Express root port and of its bus."""
+    return f"port{index}"
+
+
+def root_ports(kept: Placement | None, devices: Iterable[str], spare: int) -> int:
+    """How many root ports a machine needs: one for each device, those it had before included, and the spare ones."""
+    uuids = list(devices)
+    if not spare:
+        return 0
+    had = [kept.addresses.get(uuid, "").partition("/")[0].removeprefix("port") for uuid in uuids] if kept else []
+    highest = max((int(number) for number in had if number.isdecimal()), default=-1)
+    return max(len(uuids) + spare, highest + 1)
 
 
 def sata_controllers(family: str, devices: int) -> int:
@@ -142,7 +162,7 @@ def place_devices(
     taken: set[str] = set()
     for request in requests:
         before = old.get(request.uuid, "")
-        if before in known[request.space] and before not in taken:
+        if request.uuid not in places and before in known[request.space] and before not in taken:
             places[request.uuid] = known[request.space][before]
             taken.add(before)
     # Places of devices that are not there now stay theirs as long as there are others.
@@ -161,10 +181,17 @@ def place_devices(
     return places, [_full(space, count, len(known[space])) for space, count in lacking.items()]
 
 
+_TITLES = {
+    "pci": "PCI slots",
+    "virtio": "slots",
+    "port": "PCI Express root ports",
+    "ide": "IDE units",
+    "sata": "SATA ports",
+}
+
+
 def _full(space: str, lacking: int, places: int) -> Finding:
-    where = {"pci": "PCI slots", "virtio": "slots", "ide": "IDE units", "sata": "SATA ports"}.get(
-        space, f"targets of {space}"
-    )
+    where = _TITLES.get(space, f"targets of {space}")
     message = f"{lacking} devices too many: there are {places} {where}"
     if not places:
         message = f"the machine has no {where}"

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
         AncillaryFiles,
         Console,
         Deadline,
+        Device,
         FindingSet,
+        HotplugResult,
+        HotplugSupport,
         Instance,
         InstanceInfo,
         InstanceInfos,
@@ -55,6 +58,11 @@ CLAIMS = (
         capability=Capability.SCREENSHOT,
         level=ClaimLevel.CONDITIONAL,
         reason="the instance has to have a display",
+    ),
+    Claim(
+        capability=Capability.HOTPLUG,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the machine has to have a free place on a bus that can change, and the guest has to let go of a device",
     ),
     Claim(
         capability=Capability.POWERCYCLE,
@@ -218,6 +226,31 @@ class KvmDriver:
     def hv_screenshot(self, name: str, deadline: Deadline) -> Screenshot:
         """What is on its display."""
         return self._operations.screenshot(name, deadline)
+
+    @hookimpl
+    def hv_hotplug_supported(self, name: str, deadline: Deadline) -> HotplugSupport:
+        """Whether its devices can be changed while it runs."""
+        return self._operations.hotplug_supported(name, deadline)
+
+    @hookimpl
+    def hv_verify_hotplug_support(self, name: str, action: str, device: Device, deadline: Deadline) -> HotplugSupport:
+        """Whether one device can be changed."""
+        return self._operations.verify_hotplug_support(name, action, device, deadline)
+
+    @hookimpl
+    def hv_hot_add_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
+        """Add a disk or NIC."""
+        return self._operations.hot_add_device(name, device, deadline)
+
+    @hookimpl
+    def hv_hot_del_device(self, name: str, device: str, force: bool, deadline: Deadline) -> HotplugResult:
+        """Remove a disk or NIC."""
+        return self._operations.hot_del_device(name, device, force, deadline)
+
+    @hookimpl
+    def hv_hot_mod_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
+        """Change a disk or NIC."""
+        return self._operations.hot_mod_device(name, device, deadline)
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from hvcore import HypervisorError, OperationFailed
 from hvcore_kvm.cgroup import remove_groups
 from hvcore_kvm.companions import end_companions
-from hvcore_kvm.definition import read
-from hvcore_kvm.families import Families, InterfaceEvent, NicContext
+from hvcore_kvm.definition import Definition, NicDefinition, read
+from hvcore_kvm.families import Families, InterfaceEvent, NicContext, NicPlan
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.observation import Observed
 
@@ -35,15 +35,7 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
         return
     definition, _ = read(seen.record.instance, families)
     for nic in definition.nics:
-        context = NicContext(
-            instance=definition.instance,
-            nic=nic.nic,
-            parameters=nic.mode_parameters,
-            device=nic.parameters,
-            netdev_id=device_id("net", nic.nic.uuid or ""),
-            fd=lambda _: -1,
-        )
-        plan = nic.mode.backend.plan(context)
+        plan = connection_of(definition, nic)
         for step in plan.down:
             try:
                 step.do()
@@ -65,3 +57,16 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
             instance=seen.name,
             hint="mend it and stop the instance again",
         )
+
+
+def connection_of(definition: Definition, nic: NicDefinition) -> NicPlan:
+    """How a NIC of a running instance is connected; what of it can be taken down follows from its definition alone."""
+    context = NicContext(
+        instance=definition.instance,
+        nic=nic.nic,
+        parameters=nic.mode_parameters,
+        device=nic.parameters,
+        netdev_id=device_id("net", nic.nic.uuid or ""),
+        fd=lambda _: -1,
+    )
+    return nic.mode.backend.plan(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import attrs
 
@@ -17,6 +18,9 @@ HISTORY = "history.json"
 HISTORY_BEFORE = "history-before.json"
 """What the history was before a start that is under way; put back if that is not completed."""
 PLACEMENT = "placement.json"
+HOTPLUG = "hotplug.json"
+
+DeviceKind = Literal["disk", "nic"]
 
 SCHEMA = 1
 """Version of the format of all records of this module; an older one is upgraded when it is read."""
@@ -32,6 +36,7 @@ class RuntimeRecord:
         accelerator: ``kvm`` or ``tcg``.
         cpu_model: CPU model.
         qemu_version: version of the QEMU that runs it.
+        ports: PCI Express root ports it has.
     """
 
     instance: Instance
@@ -39,6 +44,7 @@ class RuntimeRecord:
     accelerator: str
     cpu_model: str
     qemu_version: str
+    ports: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -116,3 +122,31 @@ class Placement:
 
     machine: str
     addresses: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Change:
+    """One device that is being added or removed.
+
+    Attributes:
+        action: what is to happen.
+        kind: what it is.
+        uuid: its identity.
+        since: when it was asked for, in seconds since the epoch.
+    """
+
+    action: Literal["add", "remove"]
+    kind: DeviceKind
+    uuid: str
+    since: float
+
+
+@attrs.frozen(kw_only=True)
+class Changes:
+    """What is under way with the devices of a running instance, the oldest first."""
+
+    pending: tuple[Change, ...] = ()
+
+    def of(self, uuid: str) -> Change | None:
+        """The one of a device."""
+        return next((change for change in self.pending if change.uuid == uuid), None)

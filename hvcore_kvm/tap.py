@@ -79,6 +79,7 @@ def plan_tap(
     configure: Callable[[NetworkInterface], None],
     *,
     take_down: Callable[[NetworkInterface], None] | None = None,
+    movable: bool = False,
 ) -> NicPlan:
     """Plan a tap of its own for a NIC, with as many queues as the guest sees.
 
@@ -88,13 +89,18 @@ def plan_tap(
         configure: puts the tap where it belongs, once it is there, and brings it up. When it raises, the tap is gone.
         take_down: removes what outlives the tap, once that is gone; perhaps in another process, and perhaps without
             anything to remove. Not called while somebody else has a tap of this name.
+        movable: ``configure`` can be called again for a tap that is up, with other settings.
     """
     interface = NetworkInterface(tap_name(context.nic.uuid or ""))
     limit = context.parameters.bandwidth_limit if isinstance(context.parameters, TapParameters) else None
     ends = ([] if limit is None else [packet_filter.remove_rules]) + ([] if take_down is None else [take_down])
     down = tuple(_down_step(interface, end) for end in dict.fromkeys(ends))
     make = functools.partial(_make_tap, interface, configure, context.device.mtu, limit)
-    return plan_queues(context, purpose, make, functools.partial(open_queue, _TUN, interface.name), down=down)
+    plan = plan_queues(context, purpose, make, functools.partial(open_queue, _TUN, interface.name), down=down)
+    if not movable:
+        return plan
+    adjust = functools.partial(_configure_tap, interface, configure, context.device.mtu, limit)
+    return attrs.evolve(plan, change=(Step(name=f"configure {interface.name}", do=adjust),))
 
 
 def plan_queues(
@@ -164,15 +170,30 @@ def _make_tap(
     """
     fd = open_queue(_TUN, interface.name, flags | _IFF_TUN_EXCL)
     try:
-        if mtu is not None:
-            interface.set_mtu(mtu)
-        if bandwidth_limit is not None:
-            packet_filter.limit_bandwidth(interface, bandwidth_limit)
-        configure(interface)
+        _configure_tap(interface, configure, mtu, bandwidth_limit, fresh=True)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _configure_tap(
+    interface: NetworkInterface,
+    configure: Callable[[NetworkInterface], None],
+    mtu: int | None,
+    bandwidth_limit: int | None,
+    *,
+    fresh: bool = False,
+) -> None:
+    if not fresh:
+        packet_filter.remove_rules(interface)
+    if mtu is not None:
+        interface.set_mtu(mtu)
+    if bandwidth_limit is not None:
+        packet_filter.limit_bandwidth(interface, bandwidth_limit)
+    elif not fresh:
+        packet_filter.lift_limit(interface)
+    configure(interface)
 
 
 def open_queue(path: str, name: str, flags: int) -> int:

@@ -10,7 +10,7 @@ from hvcore.cli.exit_status import ExitStatus
 from hvcore.cli.instance_file import complete_instances, instance_name, name_argument
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
-from hvcore.model.state import InstanceInfo
+from hvcore.model.state import DeviceInfo, InstanceInfo
 from hvcore.model.units import format_seconds, format_size
 
 
@@ -81,6 +81,7 @@ def info_rows(info: InstanceInfo) -> list[tuple[str, str]]:
         ("machine", info.machine or ""),
         ("accelerator", info.accelerator or ""),
         ("marks", ", ".join(info.marks)),
+        *((device.kind, _device(device)) for device in info.devices),
         ("incomplete", info.incomplete),
     ]
 
@@ -116,6 +117,12 @@ def verify_command(session: Session, name: str | None) -> int:
 def local_time(seconds: float) -> str:
     """A time for people, in the time zone of the host."""
     return datetime.fromtimestamp(seconds, tz=UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _device(device: DeviceInfo) -> str:
+    name = f" ({device.name})" if device.name else ""
+    state = "" if device.state == "present" else f", {device.state}"
+    return f"{device.uuid}{name} {device.source}{state}"
 
 
 def _up(info: InstanceInfo) -> str:

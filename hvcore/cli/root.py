@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "console": ("hvcore.cli.console", "Attach to the console of an instance."),
     "screenshot": ("hvcore.cli.screenshot", "Take a picture of the display of an instance, as PNG."),
+    "hotplug": ("hvcore.cli.hotplug", "Add, remove and change disks and NICs of a running instance."),
+    "apply": ("hvcore.cli.hotplug", "Apply what is different in an instance's file to the running instance."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),

@@ -49,12 +49,14 @@ class PlannedChange:
         before: what the instance runs with, as plain data; ``None`` for nothing.
         after: what the definition says, as plain data; ``None`` for nothing.
         effect: when it could take effect: ``live``, by ``hotplug``, or at the next ``start``.
+        device: uuid of the disk or NIC it is about; ``None`` for the instance as a whole.
     """
 
     path: str
     before: Any
     after: Any
     effect: Literal["live", "hotplug", "start"]
+    device: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import attrs
 
@@ -90,6 +91,25 @@ class StateReason:
 
 
 @attrs.frozen(kw_only=True)
+class DeviceInfo:
+    """One disk or NIC of a running instance.
+
+    Attributes:
+        kind: ``disk`` or ``nic``.
+        uuid: its identity, which the hotplug operations take.
+        name: its name in the definition, if it has one.
+        source: what is behind it: a path, a URI, or the NIC mode and what it connects to.
+        state: ``present``, or ``adding`` or ``removing`` while that is under way.
+    """
+
+    kind: Literal["disk", "nic"]
+    uuid: str
+    name: str | None = None
+    source: str = ""
+    state: Literal["present", "adding", "removing"] = "present"
+
+
+@attrs.frozen(kw_only=True)
 class InstanceInfo:
     """One instance as it is now.
 
@@ -107,6 +127,7 @@ class InstanceInfo:
         machine: resolved machine type, for example ``pc-q35-7.2``.
         accelerator: what runs the guest's code, for example ``kvm`` or ``tcg``.
         marks: what is out of the ordinary about it, in words of the driver, for example ``extra-args``.
+        devices: its disks, then its NICs, in order, when it runs.
         incomplete: what could not be asked, and why; empty when everything could.
     """
 
@@ -123,6 +144,7 @@ class InstanceInfo:
     machine: str | None = None
     accelerator: str | None = None
     marks: tuple[str, ...] = ()
+    devices: tuple[DeviceInfo, ...] = ()
     incomplete: str = ""
 
     @property

@@ -60,18 +60,22 @@ def _devices(
     for index, device in enumerate(before):
         if device.uuid not in new:
             effect = _plug(pluggable(device))
-            yield PlannedChange(path=f"{kind}[{index}]", before=_shown(device), after=None, effect=effect)
+            yield PlannedChange(
+                path=f"{kind}[{index}]", before=_shown(device), after=None, effect=effect, device=device.uuid
+            )
     for index, device in enumerate(after):
         path = f"{kind}[{index}]"
         known = old.get(device.uuid)
         if known is None:
-            yield PlannedChange(path=path, before=None, after=_shown(device), effect=_plug(pluggable(device)))
+            effect = _plug(pluggable(device))
+            yield PlannedChange(path=path, before=None, after=_shown(device), effect=effect, device=device.uuid)
             continue
         replug = _plug(pluggable(device) and pluggable(known))
-        yield from _fields(fields, known, device, path, replug)
+        found = list(_fields(fields, known, device, path, replug))
         if getattr(known, "mode", None) == getattr(device, "mode", None):
             sections = [section for section in table.at(place) if _belongs(section, device)]
-            yield from _sections(sections, known.params, device.params, f"{path}.params", replug)
+            found += _sections(sections, known.params, device.params, f"{path}.params", replug)
+        yield from (attrs.evolve(change, device=device.uuid) for change in found)
 
 
 def _belongs(section: ParameterSection, device: Any) -> bool:

@@ -21,6 +21,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "arch": (None, "x86_64"),
         "hpet": (True,),
         "iommu": ("none",),
+        "hotplug_ports": (ANYTHING,),
         "on_panic": (ANYTHING,),
         "panic_device": (False,),
         "vmgenid": (False,),

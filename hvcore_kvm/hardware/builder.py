@@ -14,7 +14,7 @@ from hvcore_kvm import process
 from hvcore_kvm.command_line import Option, PlaceRequest, device, json_option, keyed
 from hvcore_kvm.companions import Companion
 from hvcore_kvm.families import FdRequest
-from hvcore_kvm.placement import Board, family_of, place_devices, placement, sata_controllers
+from hvcore_kvm.placement import Board, Place, family_of, place_devices, placement, root_ports, sata_controllers
 from hvcore_kvm.runtime import Placement
 from hvcore_kvm.secrets import check_secret, open_secret
 
@@ -51,6 +51,7 @@ class Builder:
         self.companions: list[Companion] = []
         self.findings: list[Finding] = []
         self.paths: list[str] = []
+        self.ports, self._pluggable = self._plan_ports()
         self._fdsets = 0
         self._once: set[str] = set()
 
@@ -66,6 +67,7 @@ class Builder:
         *,
         uuid: str | None = None,
         space: str = "pci",
+        function: int | None = None,
         origin: str,
     ) -> None:
         """Add a device that gets a place on a bus.
@@ -76,10 +78,13 @@ class Builder:
             properties: its properties; ``None`` values are left out.
             uuid: identity under which its place is kept; ``driver/ID`` when not given.
             space: the places it can take.
+            function: which function of a PCI device with several.
             origin: what in the definition it comes from.
         """
         given = {key: value for key, value in (properties or {}).items() if value is not None}
-        request = PlaceRequest(uuid=uuid or f"driver/{ident}", space=space)
+        if space in ("pci", "virtio") and uuid in self._pluggable:
+            space = "port"
+        request = PlaceRequest(uuid=uuid or f"driver/{ident}", space=space, function=function)
         self.add(device(driver, ident, given, place=request, origin=origin))
 
     def virtio(
@@ -158,9 +163,10 @@ class Builder:
         options = []
         for option in self.options:
             place = places.get(option.place.uuid) if option.place is not None else None
-            if place is not None:
+            if place is not None and option.place is not None:
                 head = {key: option.value[key] for key in ("driver", "id")}
-                option = attrs.evolve(option, value={**head, **place.properties, **option.value}, place=None)
+                properties = {**place.properties, **_function(place, option.place)}
+                option = attrs.evolve(option, value={**head, **properties, **option.value}, place=None)
             options.append(option)
         return tuple(options), placement(machine, places, kept)
 
@@ -171,8 +177,30 @@ class Builder:
             reservations=self.definition.machine.pci_reservations,
             sata_controllers=sata_controllers(self.family, sata),
             scsi=self.definition.storage.scsi_controller,
+            ports=self.ports,
         )
+
+    def _plan_ports(self) -> tuple[int, frozenset[str]]:
+        """How many root ports there are, and which devices sit behind one."""
+        definition = self.definition
+        if self.family not in ("q35", "virt") or not definition.machine.hotplug_ports:
+            return 0, frozenset()
+        devices = [disk.disk.uuid for disk in definition.disks if disk.parameters.bus in ("virtio-blk", "nvme")]
+        devices += [nic.nic.uuid for nic in definition.nics if nic.parameters.model != "usb-net"]
+        uuids = [uuid for uuid in devices if uuid is not None]
+        ports = self.decisions.ports
+        if ports is None:
+            ports = root_ports(self.decisions.kept, uuids, definition.machine.hotplug_ports)
+        return ports, frozenset(uuids)
 
     def join(self, name: str) -> str:
         """Path of something in the instance's directory."""
         return os.path.join(self.directory.path, name)
+
+
+def _function(place: Place, request: PlaceRequest) -> dict[str, Any]:
+    """The properties that make a device one function of several in its slot."""
+    if request.function is None:
+        return {}
+    more = {"multifunction": True} if request.function == 0 else {}
+    return {"addr": f"{place.index:#x}.{request.function}", **more}

@@ -16,6 +16,7 @@ from hvcore_kvm.firmware import Firmware
 from hvcore_kvm.hardware.builder import Builder
 from hvcore_kvm.hardware.memory import has_backend
 from hvcore_kvm.images import ImageFile, open_image
+from hvcore_kvm.placement import root_port
 from hvcore_kvm.unprivileged import KVM
 
 _DENIED = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
@@ -114,6 +115,19 @@ def _smp(builder: Builder) -> dict[str, Any]:
         for name in ("sockets", "dies", "clusters", "cores", "threads"):
             values[name] = getattr(topology, name)
     return values
+
+
+def add_root_ports(builder: Builder) -> None:
+    """Add the PCI Express root ports, eight to a slot."""
+    for index in range(builder.ports):
+        builder.device(
+            "pcie-root-port",
+            root_port(index),
+            {"chassis": index + 1},
+            uuid=f"driver/ports{index // 8}",
+            function=index % 8,
+            origin="params.hotplug_ports",
+        )
 
 
 def add_monitors(builder: Builder) -> None:

@@ -77,6 +77,12 @@ class MachineParameters:
         default=False,
         summary="Offer a generation ID, by which the guest notices that it was restored or copied (pc, q35).",
     )
+    hotplug_ports: int = param(
+        default=4,
+        checks=(checks.between(0, 64),),
+        summary="PCI Express root ports that stay free for devices plugged while the guest runs (q35, virt). With 0 "
+        "there are no root ports at all: no device can be plugged or unplugged, and firmware starts sooner.",
+    )
     rtc_base: str = param(
         default="utc",
         choices=("utc", "localtime"),

@@ -26,7 +26,8 @@ def _setting(probe: Probe, controller: str, first: str, second: str) -> str:
     name = "" if unified else _FIRST_VERSION[controller]
     lines = (line.split(":", 2) for line in probe.proc("cgroup").splitlines())
     group = next(path for _, names, path in lines if name in names.split(","))
-    return Path(f"{top}{group}/{second if unified else first}").read_text().strip()
+    setting = Path(f"{top}{group}/{second if unified else first}")
+    return setting.read_text().strip() if setting.exists() else "(the group of all has none)"
 
 
 EFFECTS = [

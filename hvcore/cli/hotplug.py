@@ -1,0 +1,221 @@
+"""``hv hotplug`` and ``hv apply``: change the devices of a running instance."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from hvcore.cli.duration import timeout_option
+from hvcore.cli.exit_status import ExitStatus
+from hvcore.cli.instance_file import checked_instance, file_argument, instance_name, name_argument
+from hvcore.cli.root import HvCommand
+from hvcore.cli.session import Session
+from hvcore.errors import InvalidParameters
+from hvcore.findings import Finding, FindingSet
+
+if TYPE_CHECKING:
+    from hvcore.driver import Driver
+    from hvcore.model.devices import Device, HotplugResult
+    from hvcore.model.instance import Instance
+    from hvcore.model.plan import PlannedChange
+
+_KIND = click.argument("kind", type=click.Choice(("disk", "nic")))
+_WORDS = click.argument("words", nargs=-1, metavar="KEY=VALUE...")
+_DEVICE = re.compile(r"(disks|nics)\[([0-9]+)\]")
+
+
+@click.group(name="hotplug")
+def hotplug_command() -> None:
+    """Add, remove and change disks and NICs of a running instance.
+
+    A device is described as in an instance file, a word for each key: path=/srv/data.raw format=raw params.bus=scsi.
+    """
+
+
+@hotplug_command.command(cls=HvCommand, name="list")
+@name_argument
+@click.pass_obj
+def list_command(session: Session, name: str) -> None:
+    """List the disks and NICs an instance has, and what is under way with them."""
+    with session.driver() as driver:
+        info = driver.get_instance_info(instance_name(name))
+    output = session.output()
+    if output.as_json:
+        output.document({"name": info.name, "devices": info.devices})
+        return
+    rows = [(device.kind, device.uuid, device.name or "-", device.source, device.state) for device in info.devices]
+    output.table(("kind", "uuid", "name", "source", "state"), rows)
+
+
+@hotplug_command.command(cls=HvCommand, name="add")
+@name_argument
+@_KIND
+@_WORDS
+@timeout_option
+@click.pass_obj
+def add_command(session: Session, name: str, kind: str, words: tuple[str, ...], timeout: float | None) -> int:
+    """Add a disk or NIC to a running instance."""
+    device = described(kind, words)
+    with session.driver() as driver:
+        return _show(session, driver.hot_add_device(instance_name(name), device, timeout=timeout))
+
+
+@hotplug_command.command(cls=HvCommand, name="modify")
+@name_argument
+@_KIND
+@_WORDS
+@timeout_option
+@click.pass_obj
+def modify_command(session: Session, name: str, kind: str, words: tuple[str, ...], timeout: float | None) -> int:
+    """Change a disk or NIC to a new description with the same uuid, without unplugging it where that is possible."""
+    device = described(kind, words)
+    with session.driver() as driver:
+        return _show(session, driver.hot_mod_device(instance_name(name), device, timeout=timeout))
+
+
+@hotplug_command.command(cls=HvCommand, name="remove")
+@name_argument
+@click.argument("uuid")
+@click.option("--force", is_flag=True, help="Cut a NIC off at once, whether the guest lets go of it or not.")
+@timeout_option
+@click.pass_obj
+def remove_command(session: Session, name: str, uuid: str, force: bool, timeout: float | None) -> int:
+    """Remove a disk or NIC once the guest has let go of it.
+
+    When the guest has not answered after --timeout the removal is pending, and completed by the next change of the
+    instance's devices, by its reset, or by 'hv recover'. Then this ends with 4.
+    """
+    if not session.as_json:
+        click.echo(f"waiting for the guest to let go of {uuid}", err=True)
+    with session.driver() as driver:
+        return _show(session, driver.hot_del_device(instance_name(name), uuid, force=force, timeout=timeout))
+
+
+@click.command(cls=HvCommand, name="apply")
+@file_argument
+@timeout_option
+@click.pass_obj
+def apply_command(session: Session, file: str, timeout: float | None) -> int:
+    """Apply what is different in an instance's file to the running instance, as far as that is possible now.
+
+    Devices are removed, added and changed; everything else takes effect at the next start, and is listed. Ends with 4
+    when something is left.
+    """
+    output = session.output()
+    with session.driver() as driver:
+        instance = checked_instance(driver, file)
+        changes = driver.plan_start(instance).changes
+        if changes is None:
+            from hvcore.errors import NotRunning
+
+            raise NotRunning("it is not running", instance=instance.name, hint=f"hv start {file}")
+        done, left = apply_changes(driver, instance, changes, timeout)
+    if output.as_json:
+        output.document({"name": instance.name, "done": done, "left": left})
+    else:
+        for result in done:
+            output.say(f"{result.device}: {result.detail}")
+        if left:
+            output.say("at the next start:")
+        for change in left:
+            output.say(f"  {change.path}")
+        if not done and not left:
+            output.say("nothing is different")
+    return ExitStatus.BUSY if left or not all(result.done for result in done) else ExitStatus.DONE
+
+
+def apply_changes(
+    driver: Driver, instance: Instance, changes: tuple[PlannedChange, ...], timeout: float | None
+) -> tuple[list[HotplugResult], list[PlannedChange]]:
+    """Apply differences to a running instance.
+
+    Returns:
+        What became of each device, and the differences that have to wait for the next start.
+    """
+    done: list[HotplugResult] = []
+    left = [change for change in changes if change.device is None or change.effect == "start"]
+    waiting = {change.device for change in left if change.device is not None}
+    # What goes first makes room for what comes.
+    gone = [change for change in changes if change.after is None and _is_whole(change) and change not in left]
+    for change in gone:
+        done.append(driver.hot_del_device(instance.name, change.device or "", timeout=timeout))
+    seen: set[str] = set()
+    for change in changes:
+        uuid = change.device
+        if uuid is None or uuid in seen or uuid in waiting or change in gone:
+            continue
+        seen.add(uuid)
+        device = _device_at(instance, change.path, uuid)
+        if change.before is None and _is_whole(change):
+            done.append(driver.hot_add_device(instance.name, device, timeout=timeout))
+        else:
+            done.append(driver.hot_mod_device(instance.name, device, timeout=timeout))
+    return done, [change for change in changes if change in left or (change.device in waiting and change not in gone)]
+
+
+def _is_whole(change: PlannedChange) -> bool:
+    return _DEVICE.fullmatch(change.path) is not None
+
+
+def _device_at(instance: Instance, path: str, uuid: str) -> Device:
+    found = _DEVICE.match(path)
+    assert found is not None  # noqa: S101 - paths of changes with a device begin like this
+    devices: tuple[Any, ...] = getattr(instance, found[1])
+    device: Device = attrs.evolve(devices[int(found[2])], uuid=uuid)
+    return device
+
+
+def described(kind: str, words: tuple[str, ...]) -> Device:
+    """The disk or NIC that words describe, each ``KEY=VALUE`` as in an instance file; quotes are not needed.
+
+    Raises:
+        InvalidParameters: everything that is wrong with it.
+    """
+    from hvcore.definition import read_definition
+
+    values: dict[str, Any] = {}
+    findings = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        *sections, last = key.split(".")
+        if not equals or not all((*sections, last)):
+            message, hint = f"{word[:60]!r} is not KEY=VALUE", "for example path=/srv/data.raw"
+            findings.append(Finding(code="invalid-value", path=kind, message=message, hint=hint))
+            continue
+        place = values
+        for section in sections:
+            inner = place.setdefault(section, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = _value(text)
+    plural = f"{kind}s"
+    # The rest of a definition is there for its checks.
+    instance, problems = read_definition({"name": "device", plural: [values]})
+    findings += [attrs.evolve(f, path=f.path.replace(f"{plural}[0]", kind, 1)) for f in problems]
+    if findings:
+        raise InvalidParameters("the description of the device has errors", FindingSet(findings))
+    device: Device = getattr(instance, plural)[0]
+    return device
+
+
+def _value(text: str) -> Any:
+    """A value as in an instance file; what is no TOML is text."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    # A date is text to everybody else; more than the one key is no value.
+    value = found["value"] if list(found) == ["value"] else text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def _show(session: Session, result: HotplugResult) -> int:
+    output = session.output()
+    if output.as_json:
+        output.document(result)
+    else:
+        output.say(f"{result.device}: {result.detail}")
+    return ExitStatus.DONE if result.done else ExitStatus.BUSY

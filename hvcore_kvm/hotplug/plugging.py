@@ -1,0 +1,266 @@
+"""Adding, removing and changing disks and NICs of a running instance."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import attrs
+
+from hvcore import (
+    Deadline,
+    Disk,
+    Finding,
+    FindingSet,
+    HotplugResult,
+    HotplugSupport,
+    HypervisorError,
+    Instance,
+    InvalidParameters,
+    Journal,
+    Nic,
+    OutcomeUnknown,
+    Step,
+    WrongState,
+)
+from hvcore_kvm.definition import read
+from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.families import Families, InterfaceEvent
+from hvcore_kvm.hotplug.addition import Addition
+from hvcore_kvm.hotplug.device_plan import DevicePlan, plan_of
+from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
+from hvcore_kvm.hotplug.modification import Modification, all_limits, modification_of
+from hvcore_kvm.hotplug.monitor import Monitor, connect
+from hvcore_kvm.hotplug.removal import Removal
+from hvcore_kvm.launch_plan import LaunchPlan
+from hvcore_kvm.observation import Observed
+from hvcore_kvm.placement import PCI_ROOT, family_of
+from hvcore_kvm.release import connection_of
+from hvcore_kvm.runtime import RuntimeRecord
+
+FIXED_BUSES = ("ide", "sata")
+"""Buses of disks that nothing can be plugged to."""
+
+_BACK_PATIENCE = 10.0
+_ANSWER_PATIENCE = 10.0
+
+Replan = Callable[[Instance], LaunchPlan]
+"""Plans a running instance anew, on the places and with the machine it has; raises `InvalidParameters`."""
+
+
+class Plugging:
+    """Changes of the devices of one running instance. The caller holds its lock.
+
+    Args:
+        directory: the instance's directory.
+        record: what it runs with.
+        replan: plans a changed definition.
+        families: the family plugins.
+        announce: told of network interfaces that come up and go down.
+    """
+
+    def __init__(
+        self,
+        directory: InstanceDirectory,
+        record: RuntimeRecord,
+        replan: Replan,
+        families: Families,
+        announce: Callable[[InterfaceEvent], None],
+    ) -> None:
+        self._directory = directory
+        self._machine = record.machine
+        self._ledger = Ledger(directory, record)
+        self._replan = replan
+        self._families = families
+        self._announce = announce
+
+    def add(self, device: Disk | Nic, deadline: Deadline) -> HotplugResult:
+        """Add a device whose uuid is known; on failure everything is as before.
+
+        Raises:
+            InvalidParameters: it is wrong, it is there already, or there is no place for it.
+            HypervisorRefused: QEMU's own words.
+            OutcomeUnknown: QEMU took a command and did not answer; the next operation finds out what it has.
+        """
+        uuid = device.uuid or ""
+        unknown: OutcomeUnknown | None = None
+        with connect(self._directory, deadline) as monitor:
+            self._removal(monitor).settle()
+            self._refuse_known(uuid)
+            after = with_device(self._ledger.instance, device)
+            plan = self._replan_with(after, device)
+            wanted = plan_of(plan, uuid)
+            _refuse_foreign(wanted)
+            addition = Addition(self._directory, self._ledger, monitor, wanted, plan, self._announce)
+            with Journal(None, f"adding {uuid}") as journal:
+                try:
+                    addition.run(journal, after)
+                except OutcomeUnknown as error:
+                    # Nothing is undone: whether it is there is for QEMU to say.
+                    unknown = error
+        if unknown is not None:
+            raise unknown
+        self._ledger.end(uuid)
+        return HotplugResult(device=uuid, done=True, detail=f"added as {wanted.ident}")
+
+    def remove(self, uuid: str, force: bool, deadline: Deadline) -> HotplugResult:
+        """Ask the guest to let go of a device, and take away what is behind it once it has.
+
+        Args:
+            uuid: its identity.
+            force: take a NIC's connection away at once, whether the guest lets go of the NIC or not.
+            deadline: how long to wait for the guest.
+
+        Raises:
+            InvalidParameters: there is no such device.
+            HypervisorRefused: QEMU cannot, or the guest would not.
+        """
+        # QEMU answers at once or hardly ever; the deadline is for the guest.
+        answers = Deadline.after(max(deadline.timeout(), _ANSWER_PATIENCE))
+        with connect(self._directory, answers) as monitor:
+            removal = self._removal(monitor)
+            gone = next((r for r in removal.settle() if r.device == uuid and r.done and r.detail == "removed"), None)
+            return gone or removal.run(uuid, force, deadline)
+
+    def modify(self, device: Disk | Nic, deadline: Deadline) -> HotplugResult:
+        """Change a device to a new description of the same identity.
+
+        Without unplugging it where that is possible; else it is removed and added again, at the same place.
+
+        Raises:
+            InvalidParameters: there is no such device, or the new description is wrong.
+        """
+        uuid = (device.uuid or "").lower()
+        old = find_device(self._ledger.instance, uuid)
+        device = attrs.evolve(device, uuid=uuid)
+        if isinstance(device, Nic) and isinstance(old, Nic) and device.mac is None:
+            device = attrs.evolve(device, mac=old.mac)
+        after = with_other_device(self._ledger.instance, device)
+        wanted = plan_of(self._replan(after), uuid)
+        how = modification_of(old, device)
+        movable = wanted.nic is not None and wanted.nic[1].change is not None
+        if how.replug or (how.connection and not movable):
+            return self._plug_again(old, device, deadline)
+        with connect(self._directory, deadline) as monitor:
+            self._removal(monitor).settle()
+            if self._ledger.changes.of(uuid) is not None:
+                raise WrongState("the device is being removed")
+            with Journal(None, f"changing {uuid}") as journal:
+                self._change(journal, monitor, how, wanted)
+        self._ledger.write(after)
+        return HotplugResult(device=uuid, done=True, detail="changed; the guest kept its device")
+
+    def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
+        """Complete or take back what is under way, by what QEMU has; returns what became of each.
+
+        Args:
+            deadline: by when to be done.
+            patience: seconds to wait for a guest that is about to let go.
+        """
+        if not self._ledger.changes.pending:
+            return ()
+        with connect(self._directory, deadline) as monitor:
+            return self._removal(monitor).settle(patience)
+
+    def verify(self, action: str, device: Disk | Nic) -> HotplugSupport:
+        """Whether one device can be changed, and why not; touches nothing."""
+        uuid = device.uuid or ""
+        reasons: list[str] = []
+        try:
+            if action == "add":
+                self._refuse_known(uuid)
+                after = with_device(self._ledger.instance, device)
+                _refuse_foreign(plan_of(self._replan_with(after, device), uuid))
+            else:
+                device = find_device(self._ledger.instance, uuid)
+        except InvalidParameters as error:
+            reasons += [str(finding) for finding in error.findings]
+        bus = device.params.get("bus") if isinstance(device, Disk) else None
+        if bus in FIXED_BUSES:
+            reasons.append(f"a disk on bus {bus} stays as long as the guest runs; use virtio-blk or scsi")
+        places = self._ledger.placement
+        at = (places.addresses if places is not None else {}).get(uuid, "").partition("/")[0]
+        if action == "remove" and at == PCI_ROOT["q35"] and family_of(self._machine) in ("q35", "virt"):
+            reasons.append(f"it is on bus {at}, which is fixed; params.hotplug_ports above 0 puts it behind a port")
+        return HotplugSupport(supported=not reasons, reasons=tuple(reasons))
+
+    def _replan_with(self, after: Instance, device: Disk | Nic) -> LaunchPlan:
+        """Plan with one more device; what is wrong with it is said of the device, wherever it would stand."""
+        place = f"disks[{len(after.disks) - 1}]" if isinstance(device, Disk) else f"nics[{len(after.nics) - 1}]"
+        try:
+            return self._replan(after)
+        except InvalidParameters as error:
+            found = [attrs.evolve(finding, path=finding.path.replace(place, "device", 1)) for finding in error.findings]
+            raise InvalidParameters("the device cannot be added", FindingSet(found)) from error
+
+    def _removal(self, monitor: Monitor) -> Removal:
+        return Removal(self._directory, self._ledger, monitor, self._families, self._announce)
+
+    def _change(self, journal: Journal, monitor: Monitor, how: Modification, wanted: DevicePlan) -> None:
+        if how.connection and wanted.nic is not None:
+            definition, _ = read(self._ledger.instance, self._families)
+            nic = next(nic for nic in definition.nics if nic.nic.uuid == wanted.uuid)
+            for step in connection_of(definition, nic).change or ():
+                journal.run(Step(name=f"{step.name} as it was", do=_nothing, undo=step.do))
+            for step in wanted.nic[1].change or ():
+                journal.run(step)
+        if how.link is not None:
+            states = [{"name": wanted.ident, "up": up} for up in (how.link, not how.link)]
+            do = functools.partial(monitor.execute, "set_link", states[0])
+            undo = functools.partial(monitor.take_back, "set_link", states[1])
+            journal.run(Step(name="link", do=do, undo=undo))
+        if how.throttle:
+            group = next(values for values in wanted.objects if values["qom-type"] == "throttle-group")
+            where = {"path": f"/objects/{group['id']}", "property": "limits"}
+            before = monitor.execute("qom-get", where)
+            do = functools.partial(monitor.execute, "qom-set", {**where, "value": all_limits(group["limits"])})
+            undo = functools.partial(monitor.take_back, "qom-set", {**where, "value": before})
+            journal.run(Step(name="limits", do=do, undo=undo))
+
+    def _plug_again(self, old: Disk | Nic, device: Disk | Nic, deadline: Deadline) -> HotplugResult:
+        removed = self.remove(old.uuid or "", False, deadline)
+        if not removed.done:
+            detail = "the old one stays: the guest has been asked and has not let go of it yet"
+            return attrs.evolve(removed, detail=detail)
+        try:
+            return self.add(device, deadline)
+        except HypervisorError as error:
+            try:
+                self.add(old, Deadline.after(_BACK_PATIENCE))
+            except HypervisorError as second:
+                error.add_note(f"nor could the old one be added again: {second}")
+            else:
+                error.add_note("the old one is back")
+            raise
+
+    def _refuse_known(self, uuid: str) -> None:
+        known = {
+            *(disk.uuid for disk in self._ledger.instance.disks),
+            *(nic.uuid for nic in self._ledger.instance.nics),
+        }
+        if uuid in known:
+            pending = self._ledger.changes.of(uuid) is not None
+            message = "its removal is under way" if pending else "the instance has it already"
+            finding = Finding(code="already-there", path="device.uuid", message=message)
+            raise InvalidParameters("the device cannot be added", FindingSet([finding]))
+
+
+def support_of(seen: Observed) -> HotplugSupport:
+    """Whether devices of an instance can be changed at all, by what is to be seen of it."""
+    if not seen.started or seen.record is None:
+        return HotplugSupport(supported=False, reasons=("it is not running",))
+    if family_of(seen.record.machine) == "microvm":
+        reason = "machine type microvm has no bus that a device can be plugged to; use q35 or pc"
+        return HotplugSupport(supported=False, reasons=(reason,))
+    return HotplugSupport(supported=True)
+
+
+def _refuse_foreign(wanted: DevicePlan) -> None:
+    if wanted.foreign:
+        message = f"it needs QEMU's option {wanted.foreign[0]}, which a running QEMU does not take"
+        finding = Finding(code="not-possible", path="device", message=message, hint="add it at the next start")
+        raise InvalidParameters("the device cannot be added", FindingSet([finding]))
+
+
+def _nothing() -> None:
+    """What a step does that is there for its undo."""

@@ -1,0 +1,193 @@
+"""Removing a device: the guest is asked, and what is behind the device goes only once the guest has let go of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hvcore import Deadline, Disk, Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters
+from hvcore_kvm.definition import read
+from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.events import read_events
+from hvcore_kvm.families import Families, InterfaceEvent
+from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, without_device
+from hvcore_kvm.hotplug.monitor import Monitor
+from hvcore_kvm.release import connection_of
+from hvcore_kvm.runtime import Change
+
+_REFUSED = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
+_MOST_DESCRIPTORS = 64
+_NODE_PATIENCE = 10.0
+
+
+class Removal:
+    """Removals from one running instance.
+
+    Args:
+        directory: the instance's directory.
+        ledger: its records.
+        monitor: its monitor.
+        families: the family plugins.
+        announce: told of network interfaces that have gone down.
+    """
+
+    def __init__(
+        self,
+        directory: InstanceDirectory,
+        ledger: Ledger,
+        monitor: Monitor,
+        families: Families,
+        announce: Callable[[InterfaceEvent], None],
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._monitor = monitor
+        self._families = families
+        self._announce = announce
+
+    def run(self, uuid: str, force: bool, guest: Deadline) -> HotplugResult:
+        """Ask for a device and wait for the guest.
+
+        Args:
+            uuid: its identity.
+            force: take a NIC's connection away at once, whether the guest lets go of the NIC or not.
+            guest: how long to wait for the guest.
+        """
+        device = find_device(self._ledger.instance, uuid)
+        kind = kind_of(device)
+        ident = device_id(kind, uuid)
+        if force and kind == "disk":
+            message = "a disk stays until the guest lets go of it; a reset of the guest completes its removal"
+            finding = Finding(code="not-possible", path="force", message=message)
+            raise InvalidParameters("it cannot be removed by force", FindingSet([finding]))
+        if ident not in self._monitor.present():
+            self.finish(uuid)
+            return HotplugResult(device=uuid, done=True, detail="it was gone already")
+        new = self._ledger.changes.of(uuid) is None
+        if new:
+            self._ledger.begin(Change(action="remove", kind=kind, uuid=uuid, since=time.time()))
+        self._request(ident, uuid, new)
+        if force:
+            self._monitor.take_back("set_link", {"name": ident, "up": False})
+            self._monitor.take_back("netdev_del", {"id": device_id("net", uuid)})
+        event = self._monitor.wait_event(functools.partial(_is_about, ident), guest)
+        if event is None:
+            detail = "the guest has been asked and has not let go of it yet; it is finished when it does"
+            return HotplugResult(device=uuid, done=False, detail=detail)
+        if event["event"] in _REFUSED:
+            self._ledger.end(uuid)
+            raise HypervisorRefused("device_del", event["event"], "the guest does not let go of the device")
+        self.finish(uuid)
+        return HotplugResult(device=uuid, done=True, detail="the guest has let go of it")
+
+    def _request(self, ident: str, uuid: str, new: bool) -> None:
+        try:
+            self._monitor.execute("device_del", {"id": ident})
+        except HypervisorRefused as error:
+            if not new and "in the process of unplug" in str(error):
+                return
+            if new:
+                self._ledger.end(uuid)
+            raise
+
+    def settle(self, patience: float = 0.0) -> tuple[HotplugResult, ...]:
+        """Complete or take back what is under way, by what QEMU has.
+
+        Args:
+            patience: seconds to wait for a guest that is about to let go, for all together.
+
+        Returns:
+            What became of each.
+        """
+        if not self._ledger.changes.pending:
+            return ()
+        waiting = Deadline.after(patience)
+        for change in self._ledger.changes.pending:
+            if change.action == "remove" and device_id(change.kind, change.uuid) in self._monitor.present():
+                self._monitor.wait_event(functools.partial(_is_about, device_id(change.kind, change.uuid)), waiting)
+        present = self._monitor.present()
+        refused = {
+            str(event.data.get("device")): event.time
+            for event in read_events(self._directory)
+            if event.name in _REFUSED
+        }
+        return tuple(self._settle(change, present, refused) for change in self._ledger.changes.pending)
+
+    def _settle(self, change: Change, present: frozenset[str], refused: Mapping[str, float]) -> HotplugResult:
+        ident = device_id(change.kind, change.uuid)
+        if ident not in present:
+            self.finish(change.uuid)
+            detail = "removed" if change.action == "remove" else "not added: its addition was interrupted"
+        elif change.action == "add":
+            self._ledger.end(change.uuid)
+            detail = "added"
+        elif refused.get(ident, 0.0) >= change.since:
+            self._ledger.end(change.uuid)
+            detail = "the guest kept it"
+        else:
+            return HotplugResult(device=change.uuid, done=False, detail="the guest has not let go of it yet")
+        return HotplugResult(device=change.uuid, done=True, detail=detail)
+
+    def finish(self, uuid: str) -> None:
+        """Take away what is behind a device that QEMU has not any more, and forget the device."""
+        device = find_device(self._ledger.instance, uuid)
+        if isinstance(device, Disk):
+            self._take_disk(uuid)
+        else:
+            self._take_nic(uuid)
+        self._ledger.write(without_device(self._ledger.instance, uuid))
+        self._ledger.end(uuid)
+
+    def _take_disk(self, uuid: str) -> None:
+        monitor, ident = self._monitor, device_id("disk", uuid)
+        nodes = {row["node-name"] for row in monitor.execute("query-named-block-nodes", {"flat": True})}
+        if ident in nodes:
+            self._delete_node(ident)
+        objects = {row["name"] for row in monitor.execute("qom-list", {"path": "/objects"})}
+        for kind in ("throttle", "secret"):
+            if device_id(kind, uuid) in objects:
+                monitor.execute("object-del", {"id": device_id(kind, uuid)})
+        for row in monitor.execute("query-fdsets"):
+            if any(fd.get("opaque") == ident for fd in row["fds"]):
+                monitor.take_back("remove-fd", {"fdset-id": row["fdset-id"]})
+
+    def _delete_node(self, ident: str) -> None:
+        """Delete a block node; QEMU may still be letting go of it when the device is not seen any more."""
+        patience = Deadline.after(_NODE_PATIENCE)
+        while True:
+            try:
+                self._monitor.execute("blockdev-del", {"node-name": ident})
+            except HypervisorRefused as error:
+                if "is in use" not in str(error) or patience.expired:
+                    raise
+                self._monitor.pause()
+            else:
+                return
+
+    def _take_nic(self, uuid: str) -> None:
+        monitor = self._monitor
+        monitor.take_back("netdev_del", {"id": device_id("net", uuid)})
+        for index in range(_MOST_DESCRIPTORS):
+            with contextlib.suppress(HypervisorRefused):
+                # Those that no backend has taken: of an addition that was interrupted.
+                monitor.execute("closefd", {"fdname": f"{device_id('nic', uuid)}-{index}"})
+                continue
+            break
+        definition, _ = read(self._ledger.instance, self._families)
+        nic = next(nic for nic in definition.nics if nic.nic.uuid == uuid)
+        plan = connection_of(definition, nic)
+        for step in plan.down:
+            step.do()
+        if plan.interface:
+            name = self._ledger.instance.name
+            self._announce(InterfaceEvent(instance=name, nic=nic.nic, interface=plan.interface, change="down"))
+
+
+def _is_about(ident: str, message: Mapping[str, Any]) -> bool:
+    # A virtio device sends the event for its inner part too, without an id.
+    wanted = message["event"] == "DEVICE_DELETED" or message["event"] in _REFUSED
+    return wanted and message.get("data", {}).get("device") == ident

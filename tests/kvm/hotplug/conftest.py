@@ -1,0 +1,129 @@
+"""A Linux guest whose shell tells what it sees, and the whole of what QEMU and the host have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hvcore
+from hvcore import Deadline
+from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LINUX_READY_MARKER, LinuxGuest, build_linux_guest
+from hvcore_kvm.qmp import QmpClient
+
+PATIENCE = 120.0
+
+
+class Shell:
+    """The root shell of a Linux guest, on its serial console."""
+
+    def __init__(self, console: Any) -> None:
+        console._socket.settimeout(PATIENCE)
+        self.console = console
+        console.expect(LINUX_READY_MARKER)
+        console.expect(LINUX_PROMPT)
+
+    def run(self, command: str) -> str:
+        """What a command prints; the terminal's echo of the command itself has the sums not yet done."""
+        self.console.send(f"echo BEGIN$((6*7)); {command}; echo END$((6*7))\n".encode())
+        self.console.expect(b"BEGIN42")
+        return self.console.expect(b"END42").decode(errors="replace").replace("\r\n", "\n").strip("\n")
+
+    def wait(self, condition: str) -> None:
+        """Return when a condition holds in the guest; it looks every tenth of a second, and gives up after a minute."""
+        loop = f"n=0; until {condition} || [ $n -gt 600 ]; do n=$((n+1)); usleep 100000; done; {condition} && echo yes"
+        assert "yes" in self.run(loop), f"the guest does not see: {condition}"
+
+
+@pytest.fixture(scope="session")
+def linux() -> LinuxGuest:
+    """The Linux guest, built once and kept between sessions."""
+    cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
+    return build_linux_guest(Path(cache) / "linux")
+
+
+@pytest.fixture
+def boot(host: Any, linux: LinuxGuest) -> Callable[..., Shell]:
+    """Boots Linux and gives its shell."""
+
+    def start(machine: str, **changes: Any) -> Shell:
+        params = {
+            "machine": machine,
+            "accel": "tcg",
+            "kernel": str(linux.kernel),
+            "initrd": str(linux.initrd),
+            "cmdline": LINUX_COMMAND_LINE,
+            **changes.pop("params", {}),
+        }
+        definition = hvcore.Instance(name="web1", memory="192MiB", params=params, **changes)
+        host.driver.start_instance(definition, paused=True)
+        console = host.attach("web1")
+        host.driver.resume_instance("web1")
+        return Shell(console)
+
+    return start
+
+
+class Whole:
+    """Everything an instance has in QEMU and on the host, to be compared before and after."""
+
+    def __init__(self, host: Any) -> None:
+        directory = host.directory / "state/kvm/instances/web1"
+        with QmpClient.connect(str(directory / "query"), Deadline.after(30)) as client:
+
+            def ask(command: str, **arguments: Any) -> Any:
+                given = {name.replace("_", "-"): value for name, value in arguments.items()}
+                return client.execute(command, given, deadline=Deadline.after(30))
+
+            def names(path: str) -> list[str]:
+                return sorted(row["name"] for row in ask("qom-list", path=path))
+
+            self.devices = names("/machine/peripheral")
+            self.objects = names("/objects")
+            self.nodes = sorted(row["node-name"] for row in ask("query-named-block-nodes", flat=True))
+            self.sets = sorted(row["fdset-id"] for row in ask("query-fdsets"))
+        fds = Path(f"/proc/{host.pid()}/fd")
+        self.files = []
+        for fd in fds.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # of the connection that has just been closed
+                self.files.append(str(os.readlink(fd)).partition(":[")[0])
+        # How many connections and timers there are at this moment is QEMU's business.
+        self.files = sorted(name for name in self.files if name not in ("socket", "anon_inode"))
+        self.taps = sorted(name for name in os.listdir("/sys/class/net") if name.startswith("hv"))
+        read = json.loads((directory / "record.json").read_text())
+        self.record = read["instance"]
+        self.rest = sorted(entry for entry in os.listdir(directory) if entry != "companions")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Whole) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return json.dumps(vars(self), indent=1)
+
+
+@pytest.fixture
+def whole(host: Any) -> Callable[[], Whole]:
+    return lambda: Whole(host)
+
+
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    """A bridge of the host with an address."""
+    ip = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    name = f"hb{os.getpid()}"
+    if ip is None or os.geteuid() != 0:
+        pytest.skip("this user cannot make a bridge")
+    subprocess.run([ip, "link", "add", "name", name, "type", "bridge"], check=True)
+    try:
+        subprocess.run([ip, "address", "add", "198.51.100.1/24", "dev", name], check=True)
+        subprocess.run([ip, "link", "set", name, "up"], check=True)
+        yield name
+    finally:
+        subprocess.run([ip, "link", "delete", name], check=True)

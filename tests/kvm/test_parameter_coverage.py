@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
+from hvcore import MigrationPolicy
+from hvcore.params.declare import declaration
 from hvcore_kvm.ganeti import PARITY
 from hvcore_kvm.ganeti.table import HOST_APPLICATION
 
@@ -117,6 +120,21 @@ _TODAY = {
     "user": "params.user.name",
 }
 
+# And of a migration, in the policy it is asked for with.
+_MIGRATION = {
+    "port range": "first_port last_port",
+    "TLS": "tls",
+    "several connections": "multifd",
+    "post-copy": "postcopy",
+    "slowing the guest down": "auto_converge dirty_limit",
+    "bandwidth": "max_bandwidth",
+    "downtime": "downtime_limit downtime_maximum",
+    "deadline": "deadline converge_within",
+    "what if it does not converge": "on_no_convergence",
+    "switch-over": "switchover",
+    "zero copy": "zero_copy",
+}
+
 
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -160,6 +178,13 @@ def test_every_hypervisor_parameter_is_found_by_its_old_name(rows: dict[str, Any
 def test_what_users_of_today_set_has_a_place(rows: dict[str, Any], what: str) -> None:
     """And a sentence that says what it does."""
     assert rows[_TODAY[what]]["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("what", sorted(_MIGRATION))
+def test_what_users_of_today_set_of_a_migration_has_a_place(what: str) -> None:
+    """A field of the policy, with a sentence that says what it does."""
+    for name in _MIGRATION[what].split():
+        assert declaration(attrs.fields_dict(MigrationPolicy)[name]).summary.endswith(".")
 
 
 @pytest.mark.qemu

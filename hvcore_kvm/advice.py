@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hvcore import Finding, Severity
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.definition import Definition
+from hvcore_kvm.parameters.confidential import AMD, FROZEN
 
 _WEAK_MODELS = ("qemu32", "qemu64", "kvm32", "kvm64", "x86-64-v1")
 _FAST_BUSES = ("virtio-blk", "scsi", "nvme", "scsi-block", "scsi-generic")
@@ -40,6 +41,15 @@ def _machine(definition: Definition, capabilities: QemuCapabilities) -> Iterator
     if model == "host":
         message = "a live migration needs a host with the same processor"
         yield _advice("not-portable", "params.cpu_model", message)
+    kind = definition.confidential.confidential
+    if kind != "none":
+        message = f"a guest of {kind} cannot be moved to another host while it runs"
+        yield _advice("not-portable", "params.confidential", message)
+    if kind in FROZEN:
+        yield _advice("no-reset", "params.confidential", "QEMU ends when the guest restarts itself: it cannot be reset")
+    if kind in AMD and definition.boot.kernel is not None and not definition.confidential.confidential_kernel_hashes:
+        message = "the kernel is not measured: the host could give the guest another one"
+        yield _warning("not-measured", "params.confidential_kernel_hashes", message)
     if definition.machine.extra_args:
         message = "QEMU gets options that the driver knows nothing of; hotplug and migration may fail on them"
         yield _warning("extra-args", "params.extra_args", message)

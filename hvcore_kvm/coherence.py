@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hvcore import Finding
 from hvcore_kvm.affinity import parse_mask
 from hvcore_kvm.extra_arguments import split_extra_arguments
+from hvcore_kvm.parameters.confidential import FROZEN, WITHOUT_FLASH
 from hvcore_kvm.placement import family_of
 from hvcore_kvm.storage_uri import READ_ONLY_DRIVERS, parse_uri
 
@@ -31,6 +32,8 @@ def check_whole(definition: Definition) -> list[Finding]:
         *_nics(definition),
         *_extra_arguments(definition),
         *_security(definition),
+        *_firmware(definition),
+        *_confidential(definition),
     ]
     if family is not None:
         findings += _family(definition, family)
@@ -185,6 +188,44 @@ def _security(definition: Definition) -> Iterable[Finding]:
         yield _wrong("params.chroot", message)
 
 
+def _firmware(definition: Definition) -> Iterable[Finding]:
+    boot, kind = definition.boot, definition.confidential.confidential
+    keeps_flash = not boot.uefi_vars_json and kind not in WITHOUT_FLASH
+    if boot.firmware_code is not None and boot.firmware_vars_template is None and keeps_flash:
+        message = "needs firmware_vars_template: the instance's UEFI variables begin as that"
+        yield Finding(code="incomplete", path="params.firmware_code", message=message)
+    if boot.firmware_vars_template is not None and kind in WITHOUT_FLASH:
+        yield _wrong("params.firmware_vars_template", f"a guest of {kind} has no UEFI variables that are kept")
+
+
+def _confidential(definition: Definition) -> Iterable[Finding]:
+    given, boot, memory = definition.confidential, definition.boot, definition.memory
+    kind = given.confidential
+    if kind == "none":
+        return
+    used = {
+        # parameter: whether it is used, and why that cannot be
+        "params.accel": (definition.machine.accel == "tcg", "needs KVM"),
+        "params.firmware": (boot.firmware in ("bios", "uefi-secure"), "needs firmware uefi"),
+        "params.firmware_image": (boot.firmware_image is not None, "needs firmware uefi"),
+        "params.uefi_vars_json": (boot.uefi_vars_json, "the host keeps no variables for such a guest"),
+        "params.memory_merge": (memory.memory_merge, "equal pages are encrypted differently"),
+        "params.memory_min": (memory.memory_min is not None, "memory cannot be taken away from such a guest"),
+        "params.memory_slots": (bool(memory.memory_slots), "memory cannot be added to such a guest"),
+        "params.virtio_mem": (memory.virtio_mem is not None, "memory cannot be added to such a guest"),
+        "params.vcpus_max": (
+            kind in FROZEN and (definition.cpu.vcpus_max or 0) > definition.instance.vcpus,
+            "virtual CPUs cannot be added to such a guest",
+        ),
+    }
+    for path, (wanted, why) in used.items():
+        if wanted:
+            yield _wrong(path, f"does not go with confidential {kind}: {why}")
+    if given.confidential_kernel_hashes and boot.kernel is None:
+        message = "measures a kernel that is booted directly, and there is none"
+        yield Finding(code="needs-kernel", path="params.confidential_kernel_hashes", message=message)
+
+
 def _ids(text: str) -> Iterable[str]:
     if text.startswith("{"):
         try:
@@ -217,7 +258,7 @@ _OWN_NAMES = frozenset(
         ),
         *("virtio-serial0", "usb0", "display0", "pointer0", "watchdog0", "vsock0", "tpm0", "tpm-device0", "sound0"),
         *("audio0", "codec0", "floppy0", "fdc0", "iommu0", "vmgenid0", "mem0", "vmem0", "virtio-mem0"),
-        *("firmware-code", "firmware-vars"),
+        *("firmware-code", "firmware-vars", "uefi-vars0", "confidential0"),
     )
 )
 
@@ -245,10 +286,16 @@ def _family(definition: Definition, family: str) -> Iterable[Finding]:
         "params.smbios_oem": (("pc", "q35", "virt"), bool(machine.smbios_oem)),
         "params.dtb": (("virt",), boot.dtb is not None),
         "params.firmware": (
-            {"bios": _X86, "uefi": ("pc", "q35", "virt"), "uefi-secure": ("q35",)}.get(boot.firmware or "", ()),
+            {
+                "bios": _X86,
+                "uefi": ("pc", "q35", "virt"),
+                "uefi-secure": ("pc", "q35") if boot.uefi_vars_json else ("q35",),
+            }.get(boot.firmware or "", ()),
             boot.firmware is not None,
         ),
         "params.firmware_code": (("pc", "q35", "virt"), boot.firmware_code is not None),
+        "params.uefi_vars_json": (("pc", "q35"), boot.uefi_vars_json),
+        "params.confidential": (("q35",), definition.confidential.confidential != "none"),
         "params.floppy": (("pc", "q35"), definition.storage.floppy is not None),
         "params.serial_ports": (("pc", "q35"), bool(devices.serial_ports)),
         "params.watchdog": (

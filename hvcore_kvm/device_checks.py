@@ -64,11 +64,14 @@ def _memory(definition: Definition) -> Iterator[Finding]:
         yield from _memory_path(memory.memory_path, size)
     elif memory.memory_backend == "hugepages":
         yield from _huge_pages(memory.hugepage_size, size)
-    if memory.memory_lock and os.geteuid() != 0:
+    # SEV keeps all of a guest's memory in its place.
+    encrypted = definition.confidential.confidential in ("sev", "sev-es")
+    if (memory.memory_lock or encrypted) and os.geteuid() != 0:
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
         if limit != resource.RLIM_INFINITY and limit < size:
             message = f"this user may lock {limit} bytes, and memory is {size}"
-            yield Finding(code="memlock-limit", path="params.memory_lock", message=message, hint="raise it: ulimit -l")
+            where = "params.memory_lock" if memory.memory_lock else "params.confidential"
+            yield Finding(code="memlock-limit", path=where, message=message, hint="raise it: ulimit -l")
     nodes = {node.id for node in read_node_info().numa_nodes} if any(n.host_nodes for n in memory.numa) else set()
     for index, node in enumerate(memory.numa):
         absent = [str(wanted) for wanted in node.host_nodes if wanted not in nodes]

@@ -123,7 +123,7 @@ class Launch:
         self._write_record()
         if plan.decisions.definition.machine.chroot:
             private_directory(self._directory.join(ROOT))
-        if plan.decisions.firmware is not None:
+        if plan.decisions.firmware is not None and plan.decisions.firmware.variables is not None:
             journal.run(Step(name="UEFI variables", do=self._keep_variables, undo=self._forget_variables))
         for step in plan.security.steps:
             journal.run(step)
@@ -175,7 +175,9 @@ class Launch:
     def _keep_variables(self) -> None:
         firmware = self._plan.decisions.firmware
         assert firmware is not None  # noqa: S101 - asked before the step is made
-        if self._directory.copy_in(firmware.template, firmware.variables):
+        assert firmware.variables is not None  # noqa: S101 - the same
+        # A store of QEMU's may begin empty.
+        if self._directory.copy_in(firmware.template or os.devnull, firmware.variables):
             self._made_variables = firmware.variables
 
     def _forget_variables(self) -> None:

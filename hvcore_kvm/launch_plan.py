@@ -40,6 +40,7 @@ class Decisions:
         firmware: UEFI firmware, if any.
         programs: paths of the companions' programs.
         kept: where devices sat before.
+        encryption_bit: the bit of a physical address that says whether memory is encrypted, for AMD's SEV.
     """
 
     definition: Definition
@@ -50,6 +51,7 @@ class Decisions:
     firmware: Firmware | None
     programs: Mapping[str, str]
     kept: Placement | None
+    encryption_bit: int | None = None
 
     @property
     def cpu_model(self) -> str:
@@ -134,8 +136,9 @@ class LaunchPlan:
         steps = ["make the instance's directory, write down what was decided"]
         if definition.machine.chroot:
             steps.append("make an empty directory that becomes QEMU's root")
-        if d.firmware is not None:
-            steps.append(f"copy {d.firmware.template} as the instance's UEFI variables, unless it has them")
+        if d.firmware is not None and d.firmware.variables is not None:
+            how = f"copy {d.firmware.template}" if d.firmware.template is not None else "make an empty store"
+            steps.append(f"{how} as the instance's UEFI variables, unless it has them")
         steps += [f"{step.name} (security model)" for step in self.security.steps]
         steps += [f"{step.name} (NIC)" for _, nic in self.nics for step in nic.up]
         steps += [f"start {companion.name}: {' '.join(companion.argv)}" for companion in self.companions]

@@ -8,6 +8,7 @@ from typing import Any
 from hvcore import Finding
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.command_line import Option
+from hvcore_kvm.confidential import OBJECTS
 from hvcore_kvm.cpu_model import LEVELS
 from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
 from hvcore_kvm.parameters.nic import NIC_DEVICES
@@ -47,6 +48,7 @@ def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...
             *(m.alias for m in machines if m.alias),
             *(m.name for m in machines),
         ),
+        "params.confidential": ("none", *(kind for kind, (name, _) in OBJECTS.items() if name in capabilities.objects)),
         "params.accel": ("auto", *capabilities.accelerators),
         "params.cpu_model": (*capabilities.cpu_models, *levels),
         "params.cpu_features": capabilities.cpu_features,

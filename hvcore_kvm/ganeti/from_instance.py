@@ -44,6 +44,7 @@ from hvcore_kvm.ganeti.vocabulary import (
     SPICE_TEXTS,
     USB_DEVICES,
 )
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -147,6 +148,7 @@ class _Way:
 
     def _machine(self) -> None:
         machine = self._section(MachineParameters, self.params, "params")
+        self._section(ConfidentialParameters, self.params, "params")
         kind = machine.machine
         if kind is None:
             self._lost("params.machine", "q35, which is meant when none is given, does not start in Ganeti")

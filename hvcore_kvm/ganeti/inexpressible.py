@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -34,6 +35,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "firmware_image": (None,),
         "firmware_code": (None,),
         "firmware_vars_template": (None,),
+        "uefi_vars_json": (False,),
         "dtb": (None,),
         "boot_menu": (False,),
         "boot_splash": (ANYTHING,),
@@ -60,6 +62,11 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "balloon_free_page_reporting": (False,),
         "balloon_deflate_on_oom": (False,),
         "balloon_stats_interval": (0.0,),
+    },
+    ConfidentialParameters: {
+        "confidential": ("none",),
+        "confidential_policy": (None,),
+        "confidential_kernel_hashes": (False,),
     },
     StorageParameters: {
         "scsi_iothread": (None,),

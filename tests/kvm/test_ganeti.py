@@ -27,6 +27,7 @@ from hvcore_kvm.ganeti import (
 )
 from hvcore_kvm.ganeti.inexpressible import NEUTRAL
 from hvcore_kvm.ganeti.table import BACKEND, HOST_APPLICATION, HYPERVISOR, hypervisor_defaults
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -98,7 +99,7 @@ def _places() -> Iterator[tuple[str, type, str]]:
     sections = {
         "params": (
             *(MachineParameters, BootParameters, CpuParameters),
-            *(MemoryParameters, StorageParameters, DeviceParameters),
+            *(MemoryParameters, StorageParameters, DeviceParameters, ConfidentialParameters),
         ),
         "disks[].params": (DiskParameters,),
         "nics[].params": (NicParameters,),

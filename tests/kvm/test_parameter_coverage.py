@@ -40,6 +40,8 @@ _TODAY = {
     "accelerator": "params.accel",
     "firmware": "params.firmware",
     "template of UEFI variables": "params.firmware_vars_template",
+    "UEFI variables in JSON": "params.uefi_vars_json",
+    "confidential computing": "params.confidential",
     "boot order": "params.boot",
     "boot menu": "params.boot_menu",
     "time of the boot prompt": "params.boot_splash",

@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 import pytest
+from kvm_effect import File
 
-from hvcore_kvm import device_checks
+from hvcore_kvm import accelerator, confidential, device_checks, kvm_device
 from hvcore_kvm.hardware import devices as hardware_devices
 
 pytestmark = pytest.mark.qemu
@@ -80,6 +81,25 @@ HARDWARE = [
         there=lambda: os.path.exists("/dev/bus/usb"),
     ),
     Lacking(
+        parameters=("params.confidential", "params.confidential_policy", "params.confidential_kernel_hashes"),
+        why="needs a processor of AMD with SEV",
+        given={
+            "params": {
+                "machine": "q35",
+                "accel": "auto",
+                "confidential": "sev",
+                "confidential_policy": 3,
+                "confidential_kernel_hashes": True,
+                "kernel": File("kernel", b"no kernel"),
+                "firmware_code": File("code.fd", bytes(65536)),
+                "firmware_vars_template": File("vars.fd", bytes(8192)),
+            }
+        },
+        finding=("no-device", "params.confidential"),
+        plan=("sev-guest", {"cbitpos": 51, "reduced-phys-bits": 1, "policy": 3, "kernel-hashes": True}),
+        there=lambda: os.path.exists("/dev/sev"),
+    ),
+    Lacking(
         parameters=("disks[].params.bus",),
         why="needs a SCSI device of the host; any character device does for the plan",
         given={"disks": [{"path": "/dev/null", "format": "raw", "params": {"bus": "scsi-generic"}}]},
@@ -105,6 +125,17 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (group / "devices" / _ADDRESS).symlink_to(device)
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio" / "7").touch()
+    switches = tmp_path / "module" / "kvm_amd" / "parameters"
+    switches.mkdir(parents=True)
+    for name in ("sev", "sev_es", "sev_snp"):
+        (switches / name).write_text("Y\n")
+    monkeypatch.setattr(confidential, "_MODULES", str(tmp_path / "module"))
+    monkeypatch.setattr(confidential, "_DEVICE", str(node))
+    # Memory encryption with bit 51 (leaf 0x8000001f of CPUID).
+    monkeypatch.setattr(confidential, "supported_cpuid", lambda leaf: (0x1F, 51 | 5 << 6, 509, 100))
+    monkeypatch.setattr(
+        accelerator, "probe_kvm", lambda: kvm_device.KvmVerdict(level=kvm_device.KvmLevel.FULL, reason="pretended")
+    )
     monkeypatch.setattr(device_checks, "_PCI", str(tmp_path / "pci"))
     monkeypatch.setattr(device_checks, "_VFIO", str(tmp_path / "vfio"))
     real = os.path.isdir
@@ -136,6 +167,7 @@ def test_the_plan_uses_it(host: Any, resolve: Callable[..., Any], pretended: Non
     """Where the hardware is there, the device of the plan has what the parameters say."""
     kind, wanted = lacking.plan
     plan = host.driver.plan_start(resolve(lacking.given))
-    devices = [option.value for option in plan.options if option.name == "device" and option.value["driver"] == kind]
+    keys = {"device": "driver", "object": "qom-type"}
+    devices = [o.value for o in plan.options if o.name in keys and o.value.get(keys[o.name]) == kind]
     assert len(devices) == 1
     assert {name: devices[0].get(name) for name in wanted} == wanted

@@ -30,6 +30,7 @@ def check_whole(definition: Definition) -> list[Finding]:
         *_disks(definition),
         *_boot(definition),
         *_nics(definition),
+        *_failover(definition),
         *_extra_arguments(definition),
         *_security(definition),
         *_firmware(definition),
@@ -167,6 +168,21 @@ def _nics(definition: Definition) -> Iterable[Finding]:
             if first != nic.origin:
                 where = f"{nic.origin}.params.acpi_index"
                 yield Finding(code="repeated-value", path=where, message=f"is the same as that of {first}")
+
+
+def _failover(definition: Definition) -> Iterable[Finding]:
+    there = {device.address for device in definition.devices.pci_passthrough}
+    seen: dict[str, str] = {}
+    for nic in definition.nics:
+        address, where = nic.parameters.failover, f"{nic.origin}.params.failover"
+        if address is None:
+            continue
+        first = seen.setdefault(address, nic.origin)
+        if address not in there:
+            message = f"there is no {address} among params.pci_passthrough"
+            yield Finding(code="no-such-device", path=where, message=message)
+        elif first != nic.origin:
+            yield Finding(code="repeated-value", path=where, message=f"is the same as that of {first}")
 
 
 def _extra_arguments(definition: Definition) -> Iterable[Finding]:
@@ -342,6 +358,7 @@ def _family(definition: Definition, family: str) -> Iterable[Finding]:
     for nic in definition.nics:
         model = nic.parameters.model
         used[f"{nic.origin}.params.model"] = (("pc", "q35", "virt"), model != "virtio-net")
+        used[f"{nic.origin}.params.failover"] = (("q35", "virt"), nic.parameters.failover is not None)
         used[f"{nic.origin}.params.acpi_index"] = (("pc", "q35"), nic.parameters.acpi_index is not None)
     for path, (families, wanted) in used.items():
         if wanted and family not in families:

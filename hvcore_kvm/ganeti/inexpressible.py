@@ -119,6 +119,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "offloads": ({},),
         "link_up": (True,),
         "acpi_index": (None,),
+        "failover": (None,),
     },
 }
 """What Ganeti has no word for, by section, and the values that its guests have; any other is lost."""

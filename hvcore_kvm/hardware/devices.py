@@ -16,7 +16,7 @@ from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
 
 if TYPE_CHECKING:
     from hvcore_kvm.definition import Definition
-    from hvcore_kvm.parameters.devices import Share, UsbDevice
+    from hvcore_kvm.parameters.devices import PciDevice, Share, UsbDevice
 
 AGENT = "agent"
 """Socket of the guest agent's channel in the instance's directory."""
@@ -28,6 +28,7 @@ SOUND = "sound.wav"
 """File in the instance's directory that sound goes to with backend wav, as long as the instance runs."""
 
 VHOST_VSOCK = "/dev/vhost-vsock"
+_FIRST_CHASSIS = 128
 _RNG_FILES = {"urandom": "/dev/urandom", "hwrng": "/dev/hwrng"}
 
 
@@ -102,10 +103,42 @@ def add_devices(builder: Builder) -> None:
         )
     for index, share in enumerate(devices.shares):
         _add_share(builder, index, share)
+    partners = {nic.parameters.failover for nic in definition.nics}
     for index, device in enumerate(devices.pci_passthrough):
-        values = {"host": device.address, "rombar": int(device.rom)}
-        origin = f"params.pci_passthrough[{index}]"
-        builder.device("vfio-pci", f"host{index}", values, uuid=f"driver/{device.address}", origin=origin)
+        if device.address not in partners:
+            origin = f"params.pci_passthrough[{index}]"
+            driver, values = passthrough(device)
+            builder.device(driver, f"host{index}", values, uuid=f"driver/{device.address}", origin=origin)
+
+
+def passthrough(device: PciDevice) -> tuple[str, dict[str, Any]]:
+    """QEMU's device for a PCI device of the host, and its properties."""
+    return "vfio-pci", {"host": device.address, "rombar": int(device.rom)}
+
+
+def add_failover_partner(builder: Builder, address: str, nic: str) -> None:
+    """Add the PCI device of the host that a guest uses instead of a NIC.
+
+    It comes after the NIC, which QEMU has keep it from a guest that does not know the pair, and sits on a port of its
+    own: it is unplugged for a migration.
+
+    Args:
+        builder: what to add it to.
+        address: where it is on the host.
+        nic: id of the NIC.
+    """
+    index, device = next(
+        (index, device)
+        for index, device in enumerate(builder.definition.devices.pci_passthrough)
+        if device.address == address
+    )
+    ident, origin = f"host{index}", f"params.pci_passthrough[{index}]"
+    port = f"{ident}-port"
+    number = _FIRST_CHASSIS + index
+    builder.device("pcie-root-port", port, {"chassis": number, "slot": number}, uuid=f"port/{address}", origin=origin)
+    driver, values = passthrough(device)
+    values = {"driver": driver, "id": ident, "bus": port, **values, "failover_pair_id": nic}
+    builder.add(json_option("device", values, origin=origin))
 
 
 def _add_rng(builder: Builder) -> None:

@@ -116,6 +116,7 @@ _TODAY = {
     "MTU": "nics[].params.mtu",
     "RSS": "nics[].params.rss",
     "offloads": "nics[].params.offloads",
+    "failover pair": "nics[].params.failover",
     "link state": "nics[].params.link_up",
     "sandbox": "params.sandbox",
     "root directory": "params.chroot",

@@ -274,7 +274,7 @@ _OWN_NAMES = frozenset(
         ),
         *("virtio-serial0", "usb0", "display0", "pointer0", "watchdog0", "vsock0", "tpm0", "tpm-device0", "sound0"),
         *("audio0", "codec0", "floppy0", "fdc0", "iommu0", "vmgenid0", "mem0", "vmem0", "virtio-mem0"),
-        *("firmware-code", "firmware-vars", "uefi-vars0", "confidential0"),
+        *("firmware-code", "firmware-vars", "uefi-vars0", "confidential0", "reservations0"),
     )
 )
 

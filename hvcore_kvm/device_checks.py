@@ -13,6 +13,7 @@ from hvcore_kvm.affinity import format_cpus, parse_mask, usable_cpus
 from hvcore_kvm.companions import find_program
 from hvcore_kvm.definition import Definition
 from hvcore_kvm.hardware.devices import VHOST_VSOCK, is_old_virtiofsd
+from hvcore_kvm.hardware.reservations import PROGRAM
 from hvcore_kvm.secrets import check_secret
 
 _VFIO = "/dev/vfio"
@@ -25,6 +26,7 @@ def check_devices(definition: Definition, choice: Choice) -> Iterator[Finding]:
     yield from _pinning(definition)
     yield from _memory(definition)
     yield from _companions(definition)
+    yield from _reservations(definition)
     yield from _passthrough(definition)
     yield from _secrets(definition)
     machine, devices, cpu = definition.machine, definition.devices, definition.cpu
@@ -136,6 +138,18 @@ def _default_huge_page() -> int | None:
             if line.startswith("Hugepagesize:"):
                 return int(line.split()[1]) << 10
     return None
+
+
+def _reservations(definition: Definition) -> Iterator[Finding]:
+    for disk in definition.disks:
+        if not disk.parameters.reservations:
+            continue
+        where = f"{disk.origin}.params.reservations"
+        if find_program(PROGRAM) is None:
+            message = f"the program {PROGRAM} is not installed"
+            yield Finding(code="no-program", path=where, message=message, hint="apt-get install qemu-system-common")
+        if os.geteuid() != 0:
+            yield Finding(code="needs-root", path=where, message=f"{PROGRAM} has to be started by root")
 
 
 def _companions(definition: Definition) -> Iterator[Finding]:

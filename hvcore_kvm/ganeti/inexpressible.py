@@ -108,6 +108,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "on_write_error": ("enospc",),
         "encryption": (False,),
         "secret_file": (ANYTHING,),
+        "reservations": (False,),
         "shared": (False,),
         "any_header": (ANYTHING,),
     },

@@ -11,6 +11,7 @@ from hvcore_kvm.command_line import json_option, keyed
 from hvcore_kvm.companions import Companion, find_program
 from hvcore_kvm.families import FdRequest
 from hvcore_kvm.hardware.builder import Builder
+from hvcore_kvm.hardware.reservations import PROGRAM
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
 
@@ -243,6 +244,8 @@ def find_programs(definition: Definition) -> dict[str, str]:
         wanted.append("swtpm")
     if definition.devices.shares:
         wanted.append("virtiofsd")
+    if any(disk.parameters.reservations for disk in definition.disks):
+        wanted.append(PROGRAM)
     return {name: path for name in wanted if (path := find_program(name)) is not None}
 
 

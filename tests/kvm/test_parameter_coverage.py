@@ -91,6 +91,7 @@ _TODAY = {
     "throttling together": "params.throttle_groups.NAME.bps_total",
     "rotation rate": "disks[].params.rotation_rate",
     "errors": "disks[].params.on_write_error",
+    "persistent reservations": "disks[].params.reservations",
     "encryption": "disks[].params.secret_file",
     "storage servers": "disks[].uri",
     "CD-ROM drives": "params.cdroms[].url",

@@ -23,6 +23,7 @@ def assess(definition: Definition, capabilities: QemuCapabilities) -> Iterator[F
     """
     yield from _machine(definition, capabilities)
     yield from _devices(definition)
+    yield from _shared_memory(definition, capabilities)
     yield from _consoles(definition)
 
 
@@ -78,6 +79,15 @@ def _devices(definition: Definition) -> Iterator[Finding]:
     spice = any(console.name == "spice" for console, _ in definition.consoles)
     if devices.sound != "none" and devices.sound_backend in (None, "none") and not spice:
         yield _advice("no-use", "params.sound", "nobody hears it: there is no backend and no SPICE")
+
+
+def _shared_memory(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    if definition.machine.accel != "tcg" or capabilities.version >= (8, 0, 0):
+        return
+    for nic in definition.nics:
+        if getattr(nic.mode.backend, "shared_memory", False):
+            message = f"QEMU {capabilities.version_text} crashes when the driver of an emulated guest begins to use it"
+            yield _warning("crashes", f"{nic.origin}.mode", message)
 
 
 def _consoles(definition: Definition) -> Iterator[Finding]:

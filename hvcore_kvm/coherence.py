@@ -81,9 +81,12 @@ def _memory(definition: Definition) -> Iterable[Finding]:
         yield _wrong("params.memory_min", f"{memory.memory_min} is above memory, which is {size}")
     if memory.memory_max is not None and memory.memory_max < size + (memory.virtio_mem or 0):
         yield _wrong("params.memory_max", f"{memory.memory_max} is below memory and virtio_mem together")
-    if definition.devices.shares and (memory.memory_backend == "anon" or memory.memory_share is False):
+    sharing = ["params.shares need"] if definition.devices.shares else []
+    modes = {nic.mode.name for nic in definition.nics if getattr(nic.mode.backend, "shared_memory", False)}
+    sharing += [f"NIC mode {name} needs" for name in sorted(modes)]
+    if sharing and (memory.memory_backend == "anon" or memory.memory_share is False):
         where = "params.memory_backend" if memory.memory_backend == "anon" else "params.memory_share"
-        yield _wrong(where, "params.shares need memory that another process can share", "leave it out")
+        yield _wrong(where, f"{sharing[0]} memory that another process can share", "leave it out")
     if memory.numa:
         total = sum(node.memory for node in memory.numa)
         if total != size:
@@ -158,11 +161,12 @@ def _nics(definition: Definition) -> Iterable[Finding]:
     seen: dict[int, str] = {}
     for nic in definition.nics:
         given = nic.parameters
-        if not getattr(nic.mode.backend, "tap", False):
-            for name, wanted in (("queues", given.queues > 1), ("vhost", bool(given.vhost))):
-                if wanted:
-                    message = f"needs a tap, and NIC mode {nic.mode.name} has none"
-                    yield _wrong(f"{nic.origin}.params.{name}", message)
+        tap = getattr(nic.mode.backend, "tap", False)
+        many = tap or getattr(nic.mode.backend, "multiqueue", False)
+        for name, wanted in (("queues", given.queues > 1 and not many), ("vhost", bool(given.vhost) and not tap)):
+            if wanted:
+                message = f"needs a tap, and NIC mode {nic.mode.name} has none"
+                yield _wrong(f"{nic.origin}.params.{name}", message)
         if given.acpi_index is not None:
             first = seen.setdefault(given.acpi_index, nic.origin)
             if first != nic.origin:

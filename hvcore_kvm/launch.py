@@ -256,9 +256,12 @@ class Launch:
         companions = self._directory.tail(COMPANIONS_OUTPUT, _STDERR_TAIL)
         words = qemu_words(output)
         if ended is None:
+            waits = " and ".join(nic.waits_for for _, nic in self._plan.nics if nic.waits_for)
             return DeadlineExceeded(
                 f"QEMU was not ready in time: {error}" + (f"; it said: {words}" if words else ""),
-                hint="give it a longer timeout, or look at the load of the host",
+                hint=f"it may be waiting for {waits}"
+                if waits
+                else "give it a longer timeout, or look at the load of the host",
             )
         status = ended.status
         how = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
@@ -336,6 +339,7 @@ def _advice(words: str) -> str | None:
 _ADVICE = (
     ("failed to set MSR", 'this KVM lacks what CPU model host needs: try cpu_features = {"arch-capabilities" = false}'),
     ('Failed to get "write" lock', "another process has the image open"),
+    ("Failed to connect to '/proc/self/fd/", "nobody listens on the socket of a NIC: is the switch running?"),
     ("Could not access KVM kernel module", "the user has to be in group kvm"),
     ("cannot set up guest memory", "the host has not enough free memory"),
     ("Could not set up host forwarding rule", "the port on the host is taken"),

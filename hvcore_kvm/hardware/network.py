@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from hvcore_kvm.command_line import json_option
 from hvcore_kvm.families import NicContext, NicPlan
 from hvcore_kvm.hardware import devices as hardware
@@ -35,6 +37,7 @@ def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> Nic
     )
     plan = nic.mode.backend.plan(context)
     builder.companions += plan.companions
+    builder.add(*(attrs.evolve(option, origin=nic.origin) for option in plan.options))
     builder.add(json_option("netdev", plan.netdev, origin=nic.origin))
     values: dict[str, Any] = {"netdev": netdev, "mac": nic.nic.mac, "bootindex": bootindex}
     if bootindex is None and builder.family != "microvm" and given.model != "usb-net":

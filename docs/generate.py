@@ -245,6 +245,35 @@ def settings_kvm() -> str:
     return page(lines)
 
 
+def migration_policy() -> str:
+    """The policy that a migration is asked for with."""
+    records = (hvcore.MigrationPolicy, hvcore.MigrationTls, hvcore.MultiFd, hvcore.PostCopy, hvcore.AutoConverge)
+    lines = ["# Migration policy", ""]
+    lines += [
+        "`hvcore.MigrationPolicy` says how an instance is to be moved.",
+        "`accept_instance` and `migrate_instance` take it, and refuse one with errors before anything is touched.",
+        "`hvcore.read_migration_policy` makes one from a table, and finds everything that is wrong with it.",
+    ]
+    for record in records:
+        lines += ["", f"## {record.__name__}", "", *paragraphs(record.__doc__ or ""), ""]
+        lines += ["| field | type | default | choices | |", "|---|---|---|---|---|"]
+        for field in attrs.fields(attrs.resolve_types(record)):
+            declared = declaration(field)
+            choices = ", ".join(f"`{choice}`" for choice in declared.choices) or " "
+            unit = f" {declared.unit}" if declared.unit and field.default is not None else ""
+            default = "not set" if field.default is None else f"`{_plain_default(field.default)}`{unit}"
+            lines.append(
+                f"| `{field.name}` | {type_words(field.type)} | {default} | {choices} | {cell(declared.summary)} |"
+            )
+    return page(lines)
+
+
+def _plain_default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value.factory.__name__}()" if hasattr(value, "factory") else str(value)
+
+
 _SHARED_SETTINGS = (
     (
         "state_directory",
@@ -464,6 +493,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "parameters-kvm.md": lambda: parameters("kvm"),
     "parameters-fake.md": lambda: parameters("fake"),
     "settings-kvm.md": settings_kvm,
+    "migration-policy.md": migration_policy,
     "schema-kvm.json": schema_kvm,
     "errors.md": errors,
     "capabilities.md": capabilities,

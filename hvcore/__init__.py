@@ -53,7 +53,12 @@ _EXPORTS: dict[str, str] = {
     "BalloonResult": "hvcore.model.devices",
     "MigrationInfo": "hvcore.model.migration",
     "MigrationPhase": "hvcore.model.migration",
-    "MigrationPolicy": "hvcore.model.migration",
+    "AutoConverge": "hvcore.model.migration_policy",
+    "MigrationPolicy": "hvcore.model.migration_policy",
+    "MigrationTls": "hvcore.model.migration_policy",
+    "MultiFd": "hvcore.model.migration_policy",
+    "PostCopy": "hvcore.model.migration_policy",
+    "read_migration_policy": "hvcore.migration_policy",
     "MigrationStatus": "hvcore.model.migration",
     "MigrationTarget": "hvcore.model.migration",
     "MigrationCompatibility": "hvcore.model.migration",
@@ -276,6 +281,7 @@ if TYPE_CHECKING:
     from hvcore.linux import (
         read_node_info as read_node_info,
     )
+    from hvcore.migration_policy import read_migration_policy as read_migration_policy
     from hvcore.model.console import (
         Console as Console,
     )
@@ -342,9 +348,6 @@ if TYPE_CHECKING:
         MigrationPhase as MigrationPhase,
     )
     from hvcore.model.migration import (
-        MigrationPolicy as MigrationPolicy,
-    )
-    from hvcore.model.migration import (
         MigrationStatus as MigrationStatus,
     )
     from hvcore.model.migration import (
@@ -352,6 +355,21 @@ if TYPE_CHECKING:
     )
     from hvcore.model.migration import (
         SavedInstance as SavedInstance,
+    )
+    from hvcore.model.migration_policy import (
+        AutoConverge as AutoConverge,
+    )
+    from hvcore.model.migration_policy import (
+        MigrationPolicy as MigrationPolicy,
+    )
+    from hvcore.model.migration_policy import (
+        MigrationTls as MigrationTls,
+    )
+    from hvcore.model.migration_policy import (
+        MultiFd as MultiFd,
+    )
+    from hvcore.model.migration_policy import (
+        PostCopy as PostCopy,
     )
     from hvcore.model.plan import (
         Plan as Plan,

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from hvcore.model.migration import (
         MigrationCompatibility,
         MigrationInfo,
-        MigrationPolicy,
         MigrationStatus,
         MigrationTarget,
         SavedInstance,
     )
+    from hvcore.model.migration_policy import MigrationPolicy
     from hvcore.model.plan import Plan
     from hvcore.model.recovery import Recovery
     from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
@@ -394,13 +394,14 @@ class Driver(Passage):
         self, info: MigrationInfo, address: str, policy: MigrationPolicy, *, timeout: float | None = None
     ) -> MigrationTarget:
         """Prepare this host to receive an instance."""
+        name = checked_name(info.instance)
         return self._call(
             "accept_instance",
-            checked_name(info.instance),
+            name,
             timeout=timeout,
             info=info,
             address=address,
-            policy=policy,
+            policy=self._agreed(policy, "accept_instance", name),
             deadline=...,
         )
 
@@ -413,7 +414,8 @@ class Driver(Passage):
         timeout: float | None = None,
     ) -> MigrationStatus:
         """Begin to send a running instance."""
-        return self._named("migrate_instance", instance, timeout, target=target, policy=policy)
+        agreed = self._agreed(policy, "migrate_instance", checked_name(instance))
+        return self._named("migrate_instance", instance, timeout, target=target, policy=agreed)
 
     def get_migration_status(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
         """Say how a migration goes."""

@@ -17,7 +17,9 @@ from hvcore.extension_fault import extension_fault, result_fault
 from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import instance_lock
+from hvcore.migration_policy import read_migration_policy
 from hvcore.model.instance import Instance, with_identities
+from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.names import check_instance_name
 from hvcore.operation import DISPATCHER, Dispatcher, DriverView, OperationCall, result_type
 from hvcore.params.declare import ParameterTable
@@ -137,6 +139,15 @@ class Passage:
         reported = {finding.path for finding in findings}
         fresh = (f for f in found if not any(_covers(path, f.path) for path in reported))
         return definition, FindingSet(sorted((*findings, *fresh), key=lambda finding: finding.path))
+
+    def _agreed(self, policy: MigrationPolicy, operation: str, instance: str) -> MigrationPolicy:
+        """A migration policy without contradictions, for a driver that migrates at all."""
+        self._require(Capability.MIGRATION, operation, instance)
+        agreed, findings = read_migration_policy(policy)
+        if findings:
+            error = InvalidParameters("the migration policy has errors", FindingSet(findings).below("policy"))
+            raise self._stamp(error, operation, instance)
+        return agreed
 
     def _checked(self, instance: DefinitionLike) -> Instance:
         definition, findings = self._examined(instance)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hvcore import Finding, Severity
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.definition import Definition
+from hvcore_kvm.parameters.confidential import AMD, FROZEN
 
 _WEAK_MODELS = ("qemu32", "qemu64", "kvm32", "kvm64", "x86-64-v1")
 _FAST_BUSES = ("virtio-blk", "scsi", "nvme", "scsi-block", "scsi-generic")
@@ -22,6 +23,7 @@ def assess(definition: Definition, capabilities: QemuCapabilities) -> Iterator[F
     """
     yield from _machine(definition, capabilities)
     yield from _devices(definition)
+    yield from _shared_memory(definition, capabilities)
     yield from _consoles(definition)
 
 
@@ -40,6 +42,15 @@ def _machine(definition: Definition, capabilities: QemuCapabilities) -> Iterator
     if model == "host":
         message = "a live migration needs a host with the same processor"
         yield _advice("not-portable", "params.cpu_model", message)
+    kind = definition.confidential.confidential
+    if kind != "none":
+        message = f"a guest of {kind} cannot be moved to another host while it runs"
+        yield _advice("not-portable", "params.confidential", message)
+    if kind in FROZEN:
+        yield _advice("no-reset", "params.confidential", "QEMU ends when the guest restarts itself: it cannot be reset")
+    if kind in AMD and definition.boot.kernel is not None and not definition.confidential.confidential_kernel_hashes:
+        message = "the kernel is not measured: the host could give the guest another one"
+        yield _warning("not-measured", "params.confidential_kernel_hashes", message)
     if definition.machine.extra_args:
         message = "QEMU gets options that the driver knows nothing of; hotplug and migration may fail on them"
         yield _warning("extra-args", "params.extra_args", message)
@@ -68,6 +79,15 @@ def _devices(definition: Definition) -> Iterator[Finding]:
     spice = any(console.name == "spice" for console, _ in definition.consoles)
     if devices.sound != "none" and devices.sound_backend in (None, "none") and not spice:
         yield _advice("no-use", "params.sound", "nobody hears it: there is no backend and no SPICE")
+
+
+def _shared_memory(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    if definition.machine.accel != "tcg" or capabilities.version >= (8, 0, 0):
+        return
+    for nic in definition.nics:
+        if getattr(nic.mode.backend, "shared_memory", False):
+            message = f"QEMU {capabilities.version_text} crashes when the driver of an emulated guest begins to use it"
+            yield _warning("crashes", f"{nic.origin}.mode", message)
 
 
 def _consoles(definition: Definition) -> Iterator[Finding]:

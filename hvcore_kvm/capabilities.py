@@ -32,7 +32,7 @@ from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 MINIMUM_VERSION = (7, 2, 0)
 """Oldest QEMU the driver works with."""
 
-_SCHEMA = 2
+_SCHEMA = 3
 _PROBE_TIMEOUT = 20.0
 _LIMITED = ("/usr/bin/timeout", "--kill-after=1", f"{_PROBE_TIMEOUT + 10:g}")
 """Ends a program that is being asked, should the host application be killed meanwhile: it would stay for ever."""
@@ -70,6 +70,7 @@ class QemuCapabilities:
         character_devices: kinds of character devices.
         displays: kinds of displays.
         network_backends: kinds of network backends.
+        audio_drivers: where sound can go, modules that are installed included; empty if the program does not say.
         migration_capabilities: names of migration capabilities.
         options: names of values each option takes, for options that QEMU lists.
         kvm_built_in: it was built with KVM.
@@ -90,6 +91,7 @@ class QemuCapabilities:
     character_devices: tuple[str, ...]
     displays: tuple[str, ...]
     network_backends: tuple[str, ...]
+    audio_drivers: tuple[str, ...]
     migration_capabilities: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
     kvm_built_in: bool
@@ -168,7 +170,17 @@ def _cached_or_probed(path: str, identity: str, cache_directory: str, deadline: 
 
 def _identity(path: str) -> str:
     found = os.stat(path)
-    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}{_modules(path)}"
+
+
+def _modules(path: str) -> str:
+    """When modules were last installed or removed: packages of their own bring them, and leave the program as it is."""
+    prefix = os.path.dirname(os.path.dirname(path))
+    changed = ""
+    for directory in (f"lib/{os.uname().machine}-linux-gnu/qemu", "lib/qemu", "lib64/qemu"):
+        with contextlib.suppress(OSError):
+            changed += f":{os.stat(f'{prefix}/{directory}').st_mtime_ns}"
+    return changed
 
 
 def _open_cache(directory: str, stack: contextlib.ExitStack) -> int | None:
@@ -258,6 +270,7 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         character_devices=_enum(enums, "pty", "socket", "null"),
         displays=_enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default"),
         network_backends=_enum(enums, "user", "socket", "hubport"),
+        audio_drivers=_audio_drivers(path, deadline),
         migration_capabilities=_enum(enums, "xbzrle", "auto-converge"),
         options={
             option["option"]: tuple(sorted(value["name"] for value in option["parameters"]))
@@ -265,6 +278,24 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         },
         kvm_built_in=bool(kvm["present"]),
     )
+
+
+def _audio_drivers(path: str, deadline: Deadline) -> tuple[str, ...]:
+    """Where sound can go. No command of the monitor says which modules are there; this list loads them."""
+    with tempfile.TemporaryFile() as output:
+        pidfd = os.pidfd_open(process.spawn([path, "-audiodev", "help"], [], output.fileno(), _LIMITED))
+        try:
+            process.wait_dead(pidfd, deadline)
+        finally:
+            process.end(pidfd, Deadline.after(5))
+            os.close(pidfd)
+        output.seek(0)
+        lines = output.read(65536).decode(errors="replace").splitlines()
+    listed = lines[lines.index(_AUDIO_DRIVERS) + 1 :] if _AUDIO_DRIVERS in lines else []
+    return tuple(sorted(line for line in listed if re.fullmatch(r"[a-z]+", line)))
+
+
+_AUDIO_DRIVERS = "Available audio drivers:"
 
 
 def _types(client: QmpClient, implements: str, deadline: Deadline) -> tuple[str, ...]:

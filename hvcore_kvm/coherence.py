@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hvcore import Finding
 from hvcore_kvm.affinity import parse_mask
 from hvcore_kvm.extra_arguments import split_extra_arguments
+from hvcore_kvm.parameters.confidential import FROZEN, WITHOUT_FLASH
 from hvcore_kvm.placement import family_of
 from hvcore_kvm.storage_uri import READ_ONLY_DRIVERS, parse_uri
 
@@ -29,8 +30,11 @@ def check_whole(definition: Definition) -> list[Finding]:
         *_disks(definition),
         *_boot(definition),
         *_nics(definition),
+        *_failover(definition),
         *_extra_arguments(definition),
         *_security(definition),
+        *_firmware(definition),
+        *_confidential(definition),
     ]
     if family is not None:
         findings += _family(definition, family)
@@ -77,9 +81,12 @@ def _memory(definition: Definition) -> Iterable[Finding]:
         yield _wrong("params.memory_min", f"{memory.memory_min} is above memory, which is {size}")
     if memory.memory_max is not None and memory.memory_max < size + (memory.virtio_mem or 0):
         yield _wrong("params.memory_max", f"{memory.memory_max} is below memory and virtio_mem together")
-    if definition.devices.shares and (memory.memory_backend == "anon" or memory.memory_share is False):
+    sharing = ["params.shares need"] if definition.devices.shares else []
+    modes = {nic.mode.name for nic in definition.nics if getattr(nic.mode.backend, "shared_memory", False)}
+    sharing += [f"NIC mode {name} needs" for name in sorted(modes)]
+    if sharing and (memory.memory_backend == "anon" or memory.memory_share is False):
         where = "params.memory_backend" if memory.memory_backend == "anon" else "params.memory_share"
-        yield _wrong(where, "params.shares need memory that another process can share", "leave it out")
+        yield _wrong(where, f"{sharing[0]} memory that another process can share", "leave it out")
     if memory.numa:
         total = sum(node.memory for node in memory.numa)
         if total != size:
@@ -154,16 +161,32 @@ def _nics(definition: Definition) -> Iterable[Finding]:
     seen: dict[int, str] = {}
     for nic in definition.nics:
         given = nic.parameters
-        if not getattr(nic.mode.backend, "tap", False):
-            for name, wanted in (("queues", given.queues > 1), ("vhost", bool(given.vhost))):
-                if wanted:
-                    message = f"needs a tap, and NIC mode {nic.mode.name} has none"
-                    yield _wrong(f"{nic.origin}.params.{name}", message)
+        tap = getattr(nic.mode.backend, "tap", False)
+        many = tap or getattr(nic.mode.backend, "multiqueue", False)
+        for name, wanted in (("queues", given.queues > 1 and not many), ("vhost", bool(given.vhost) and not tap)):
+            if wanted:
+                message = f"needs a tap, and NIC mode {nic.mode.name} has none"
+                yield _wrong(f"{nic.origin}.params.{name}", message)
         if given.acpi_index is not None:
             first = seen.setdefault(given.acpi_index, nic.origin)
             if first != nic.origin:
                 where = f"{nic.origin}.params.acpi_index"
                 yield Finding(code="repeated-value", path=where, message=f"is the same as that of {first}")
+
+
+def _failover(definition: Definition) -> Iterable[Finding]:
+    there = {device.address for device in definition.devices.pci_passthrough}
+    seen: dict[str, str] = {}
+    for nic in definition.nics:
+        address, where = nic.parameters.failover, f"{nic.origin}.params.failover"
+        if address is None:
+            continue
+        first = seen.setdefault(address, nic.origin)
+        if address not in there:
+            message = f"there is no {address} among params.pci_passthrough"
+            yield Finding(code="no-such-device", path=where, message=message)
+        elif first != nic.origin:
+            yield Finding(code="repeated-value", path=where, message=f"is the same as that of {first}")
 
 
 def _extra_arguments(definition: Definition) -> Iterable[Finding]:
@@ -183,6 +206,44 @@ def _security(definition: Definition) -> Iterable[Finding]:
             f"needs security model none: with {model.name}, QEMU is not root any more when it would change its root"
         )
         yield _wrong("params.chroot", message)
+
+
+def _firmware(definition: Definition) -> Iterable[Finding]:
+    boot, kind = definition.boot, definition.confidential.confidential
+    keeps_flash = not boot.uefi_vars_json and kind not in WITHOUT_FLASH
+    if boot.firmware_code is not None and boot.firmware_vars_template is None and keeps_flash:
+        message = "needs firmware_vars_template: the instance's UEFI variables begin as that"
+        yield Finding(code="incomplete", path="params.firmware_code", message=message)
+    if boot.firmware_vars_template is not None and kind in WITHOUT_FLASH:
+        yield _wrong("params.firmware_vars_template", f"a guest of {kind} has no UEFI variables that are kept")
+
+
+def _confidential(definition: Definition) -> Iterable[Finding]:
+    given, boot, memory = definition.confidential, definition.boot, definition.memory
+    kind = given.confidential
+    if kind == "none":
+        return
+    used = {
+        # parameter: whether it is used, and why that cannot be
+        "params.accel": (definition.machine.accel == "tcg", "needs KVM"),
+        "params.firmware": (boot.firmware in ("bios", "uefi-secure"), "needs firmware uefi"),
+        "params.firmware_image": (boot.firmware_image is not None, "needs firmware uefi"),
+        "params.uefi_vars_json": (boot.uefi_vars_json, "the host keeps no variables for such a guest"),
+        "params.memory_merge": (memory.memory_merge, "equal pages are encrypted differently"),
+        "params.memory_min": (memory.memory_min is not None, "memory cannot be taken away from such a guest"),
+        "params.memory_slots": (bool(memory.memory_slots), "memory cannot be added to such a guest"),
+        "params.virtio_mem": (memory.virtio_mem is not None, "memory cannot be added to such a guest"),
+        "params.vcpus_max": (
+            kind in FROZEN and (definition.cpu.vcpus_max or 0) > definition.instance.vcpus,
+            "virtual CPUs cannot be added to such a guest",
+        ),
+    }
+    for path, (wanted, why) in used.items():
+        if wanted:
+            yield _wrong(path, f"does not go with confidential {kind}: {why}")
+    if given.confidential_kernel_hashes and boot.kernel is None:
+        message = "measures a kernel that is booted directly, and there is none"
+        yield Finding(code="needs-kernel", path="params.confidential_kernel_hashes", message=message)
 
 
 def _ids(text: str) -> Iterable[str]:
@@ -217,7 +278,7 @@ _OWN_NAMES = frozenset(
         ),
         *("virtio-serial0", "usb0", "display0", "pointer0", "watchdog0", "vsock0", "tpm0", "tpm-device0", "sound0"),
         *("audio0", "codec0", "floppy0", "fdc0", "iommu0", "vmgenid0", "mem0", "vmem0", "virtio-mem0"),
-        *("firmware-code", "firmware-vars"),
+        *("firmware-code", "firmware-vars", "uefi-vars0", "confidential0", "reservations0"),
     )
 )
 
@@ -245,10 +306,16 @@ def _family(definition: Definition, family: str) -> Iterable[Finding]:
         "params.smbios_oem": (("pc", "q35", "virt"), bool(machine.smbios_oem)),
         "params.dtb": (("virt",), boot.dtb is not None),
         "params.firmware": (
-            {"bios": _X86, "uefi": ("pc", "q35", "virt"), "uefi-secure": ("q35",)}.get(boot.firmware or "", ()),
+            {
+                "bios": _X86,
+                "uefi": ("pc", "q35", "virt"),
+                "uefi-secure": ("pc", "q35") if boot.uefi_vars_json else ("q35",),
+            }.get(boot.firmware or "", ()),
             boot.firmware is not None,
         ),
         "params.firmware_code": (("pc", "q35", "virt"), boot.firmware_code is not None),
+        "params.uefi_vars_json": (("pc", "q35"), boot.uefi_vars_json),
+        "params.confidential": (("q35",), definition.confidential.confidential != "none"),
         "params.floppy": (("pc", "q35"), definition.storage.floppy is not None),
         "params.serial_ports": (("pc", "q35"), bool(devices.serial_ports)),
         "params.watchdog": (
@@ -295,6 +362,7 @@ def _family(definition: Definition, family: str) -> Iterable[Finding]:
     for nic in definition.nics:
         model = nic.parameters.model
         used[f"{nic.origin}.params.model"] = (("pc", "q35", "virt"), model != "virtio-net")
+        used[f"{nic.origin}.params.failover"] = (("q35", "virt"), nic.parameters.failover is not None)
         used[f"{nic.origin}.params.acpi_index"] = (("pc", "q35"), nic.parameters.acpi_index is not None)
     for path, (families, wanted) in used.items():
         if wanted and family not in families:

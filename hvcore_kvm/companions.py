@@ -44,6 +44,7 @@ class Companion:
         name: what it is called in messages and in the journal.
         argv: program and arguments; its socket is descriptor 3.
         listens: its socket is a listening one, to which QEMU's end is connected; else the two are a pair.
+        inherits: opens further descriptors for it, which become numbers 4, 5, ... in their order.
         prepare: done before it is started, for example making its directory.
         connection: QEMU's end of the connection once it has been started, until `take` hands it on.
     """
@@ -51,6 +52,7 @@ class Companion:
     name: str
     argv: tuple[str, ...]
     listens: bool = False
+    inherits: tuple[Callable[[], int], ...] = ()
     prepare: Callable[[], None] | None = None
     connection: int | None = None
 
@@ -94,8 +96,15 @@ def start_companion(companion: Companion, output_fd: int) -> CompanionRecord:
     if companion.prepare is not None:
         companion.prepare()
     ours, theirs = _connection(companion.listens)
+    more: list[int] = []
     with ours, theirs:
-        pid = process.spawn(companion.argv, [theirs.fileno()], output_fd)
+        try:
+            for inherit in companion.inherits:
+                more.append(inherit())
+            pid = process.spawn(companion.argv, [theirs.fileno(), *more], output_fd)
+        finally:
+            for fd in more:
+                os.close(fd)
         companion.connection = ours.detach()
     return CompanionRecord(name=companion.name, identity=process.identify(pid))
 

@@ -13,6 +13,7 @@ from hvcore import Disk, Finding, Instance, Nic, ParameterSection, structure_sec
 from hvcore_kvm.coherence import check_whole
 from hvcore_kvm.families import ConsoleType, Families, NicMode, SecurityModel, unknown_member
 from hvcore_kvm.images import ImageFile
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -85,6 +86,7 @@ class Definition:
     boot: BootParameters
     cpu: CpuParameters
     memory: MemoryParameters
+    confidential: ConfidentialParameters
     storage: StorageParameters
     devices: DeviceParameters
     resources: ResourceParameters
@@ -157,6 +159,7 @@ def read(instance: Instance, families: Families) -> tuple[Definition, list[Findi
         boot=_of(records, BootParameters),
         cpu=_of(records, CpuParameters),
         memory=_of(records, MemoryParameters),
+        confidential=_of(records, ConfidentialParameters),
         storage=_of(records, StorageParameters),
         devices=_of(records, DeviceParameters),
         resources=_of(records, ResourceParameters),

@@ -13,6 +13,7 @@ from hvcore_kvm.affinity import format_cpus, parse_mask, usable_cpus
 from hvcore_kvm.companions import find_program
 from hvcore_kvm.definition import Definition
 from hvcore_kvm.hardware.devices import VHOST_VSOCK, is_old_virtiofsd
+from hvcore_kvm.hardware.reservations import PROGRAM
 from hvcore_kvm.secrets import check_secret
 
 _VFIO = "/dev/vfio"
@@ -25,6 +26,7 @@ def check_devices(definition: Definition, choice: Choice) -> Iterator[Finding]:
     yield from _pinning(definition)
     yield from _memory(definition)
     yield from _companions(definition)
+    yield from _reservations(definition)
     yield from _passthrough(definition)
     yield from _secrets(definition)
     machine, devices, cpu = definition.machine, definition.devices, definition.cpu
@@ -64,11 +66,14 @@ def _memory(definition: Definition) -> Iterator[Finding]:
         yield from _memory_path(memory.memory_path, size)
     elif memory.memory_backend == "hugepages":
         yield from _huge_pages(memory.hugepage_size, size)
-    if memory.memory_lock and os.geteuid() != 0:
+    # SEV keeps all of a guest's memory in its place.
+    encrypted = definition.confidential.confidential in ("sev", "sev-es")
+    if (memory.memory_lock or encrypted) and os.geteuid() != 0:
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
         if limit != resource.RLIM_INFINITY and limit < size:
             message = f"this user may lock {limit} bytes, and memory is {size}"
-            yield Finding(code="memlock-limit", path="params.memory_lock", message=message, hint="raise it: ulimit -l")
+            where = "params.memory_lock" if memory.memory_lock else "params.confidential"
+            yield Finding(code="memlock-limit", path=where, message=message, hint="raise it: ulimit -l")
     nodes = {node.id for node in read_node_info().numa_nodes} if any(n.host_nodes for n in memory.numa) else set()
     for index, node in enumerate(memory.numa):
         absent = [str(wanted) for wanted in node.host_nodes if wanted not in nodes]
@@ -133,6 +138,18 @@ def _default_huge_page() -> int | None:
             if line.startswith("Hugepagesize:"):
                 return int(line.split()[1]) << 10
     return None
+
+
+def _reservations(definition: Definition) -> Iterator[Finding]:
+    for disk in definition.disks:
+        if not disk.parameters.reservations:
+            continue
+        where = f"{disk.origin}.params.reservations"
+        if find_program(PROGRAM) is None:
+            message = f"the program {PROGRAM} is not installed"
+            yield Finding(code="no-program", path=where, message=message, hint="apt-get install qemu-system-common")
+        if os.geteuid() != 0:
+            yield Finding(code="needs-root", path=where, message=f"{PROGRAM} has to be started by root")
 
 
 def _companions(definition: Definition) -> Iterator[Finding]:

@@ -4,7 +4,7 @@
 
     STATE/instances/NAME/    volatile: control query serial agent (sockets) events stderr companions journal root
                              process.json record.json companions.json stop.json reboot.json history-before.json
-    DATA/instances/NAME/     kept: history.json placement.json firmware-vars.fd tpm
+    DATA/instances/NAME/     kept: history.json placement.json firmware-vars.fd uefi-vars.json tpm
 """
 
 from __future__ import annotations

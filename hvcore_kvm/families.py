@@ -65,6 +65,8 @@ class NicPlan:
 
     Attributes:
         netdev: the ``-netdev`` option as QEMU's JSON, with ``id``.
+        options: further options it needs, for example a character device; their ids begin with that of ``netdev``.
+        waits_for: what QEMU waits for before it answers, for the message when that takes too long; empty for nothing.
         interface: name of the host's network interface, empty if there is none.
         vnet_hdr: packets carry a virtio-net header, so that offloads work; a property of a tap.
         up: steps on the host before QEMU starts.
@@ -77,6 +79,8 @@ class NicPlan:
     """
 
     netdev: Mapping[str, Any]
+    options: tuple[Option, ...] = ()
+    waits_for: str = ""
     interface: str = ""
     vnet_hdr: bool = False
     up: tuple[Step, ...] = ()
@@ -88,7 +92,9 @@ class NicPlan:
 class NicBackend(Protocol):
     """One way to connect a NIC.
 
-    A backend on a tap, where queues and vhost mean something, says so with an attribute ``tap = True``.
+    A backend on a tap, where queues and vhost mean something, says so with an attribute ``tap = True``. One where
+    queues mean something without a tap has ``multiqueue = True``, and one that shares the guest's memory with another
+    process ``shared_memory = True``.
     """
 
     def check(self, nic: Nic, parameters: Any) -> Iterable[Finding]:

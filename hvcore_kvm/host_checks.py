@@ -12,6 +12,7 @@ from hvcore_kvm import process
 from hvcore_kvm.accelerator import Choice
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.cgroup import find_hierarchy
+from hvcore_kvm.confidential import check_confidential
 from hvcore_kvm.definition import Definition
 from hvcore_kvm.device_checks import check_devices, check_file
 from hvcore_kvm.directory import InstanceDirectory, instance_names
@@ -34,6 +35,8 @@ def check_host(
     findings = [
         *_machine(definition, capabilities, choice),
         *_mapping(definition, capabilities),
+        *_store(definition, capabilities),
+        *check_confidential(definition.confidential, capabilities, choice),
         *_files(definition),
         *check_devices(definition, choice),
     ]
@@ -143,6 +146,13 @@ def _mapping(definition: Definition, capabilities: QemuCapabilities) -> Iterator
             message = f"needs QEMU 9.0, and this is {capabilities.version_text}"
             where = f"{disk.origin}.params.iothread_mapping"
             yield Finding(code="qemu-too-old", path=where, message=message, hint="use iothread")
+
+
+def _store(definition: Definition, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    if definition.boot.uefi_vars_json and "uefi-vars-x64" not in capabilities.devices:
+        message = f"QEMU {capabilities.version_text} has no device uefi-vars-x64"
+        hint = "QEMU 10.0 and newer have it; without uefi_vars_json, variables are kept in flash"
+        yield Finding(code="unknown-device", path="params.uefi_vars_json", message=message, hint=hint)
 
 
 _MAPPING_SINCE = (9, 0, 0)

@@ -216,9 +216,7 @@ def _run_kernel_code(kvm: int, vm: int) -> None:
         OSError: KVM refused to set something up.
     """
     with contextlib.ExitStack() as undo:
-        cpuid = bytearray(_CPUID_HEADER.size + _CPUID_ENTRIES * _CPUID_ENTRY.size)
-        _CPUID_HEADER.pack_into(cpuid, 0, _CPUID_ENTRIES, 0)
-        _ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
+        cpuid = _read_cpuid(kvm)
         features = _features(cpuid)
 
         memory = undo.enter_context(mmap.mmap(-1, _MEMORY_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -250,12 +248,46 @@ def _run_kernel_code(kvm: int, vm: int) -> None:
 
 def _features(cpuid: bytearray) -> int:
     """ECX of leaf 1: an instruction this processor does not have is not asked for."""
+    found = _leaf(cpuid, 1)
+    return found[2] if found is not None else 0
+
+
+def supported_cpuid(leaf: int, path: str = "/dev/kvm") -> tuple[int, int, int, int] | None:
+    """EAX, EBX, ECX and EDX that a guest of this host's KVM can have at a leaf of CPUID.
+
+    Args:
+        leaf: its number.
+        path: the device node.
+
+    Returns:
+        The registers; ``None`` where KVM has no such leaf, or cannot be asked.
+    """
+    try:
+        kvm = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _leaf(_read_cpuid(kvm), leaf)
+    except OSError:
+        return None
+    finally:
+        os.close(kvm)
+
+
+def _read_cpuid(kvm: int) -> bytearray:
+    cpuid = bytearray(_CPUID_HEADER.size + _CPUID_ENTRIES * _CPUID_ENTRY.size)
+    _CPUID_HEADER.pack_into(cpuid, 0, _CPUID_ENTRIES, 0)
+    _ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
+    return cpuid
+
+
+def _leaf(cpuid: bytearray, leaf: int) -> tuple[int, int, int, int] | None:
     count, _ = _CPUID_HEADER.unpack_from(cpuid)
     for index in range(count):
         entry = _CPUID_ENTRY.unpack_from(cpuid, _CPUID_HEADER.size + index * _CPUID_ENTRY.size)
-        if entry[0] == 1:
-            return int(entry[5])
-    return 0
+        if entry[0] == leaf:
+            return entry[3], entry[4], entry[5], entry[6]
+    return None
 
 
 def _write_guest(memory: mmap.mmap, features: int) -> Sequence[str]:

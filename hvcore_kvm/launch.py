@@ -124,7 +124,7 @@ class Launch:
         self._write_record()
         if plan.decisions.definition.machine.chroot or plan.root is not None:
             private_directory(self._directory.join(ROOT))
-        if plan.decisions.firmware is not None:
+        if plan.decisions.firmware is not None and plan.decisions.firmware.variables is not None:
             journal.run(Step(name="UEFI variables", do=self._keep_variables, undo=self._forget_variables))
         for step in plan.security.steps:
             journal.run(step)
@@ -184,7 +184,9 @@ class Launch:
     def _keep_variables(self) -> None:
         firmware = self._plan.decisions.firmware
         assert firmware is not None  # noqa: S101 - asked before the step is made
-        if self._directory.copy_in(firmware.template, firmware.variables):
+        assert firmware.variables is not None  # noqa: S101 - the same
+        # A store of QEMU's may begin empty.
+        if self._directory.copy_in(firmware.template or os.devnull, firmware.variables):
             self._made_variables = firmware.variables
 
     def _forget_variables(self) -> None:
@@ -270,9 +272,12 @@ class Launch:
         companions = self._directory.tail(COMPANIONS_OUTPUT, _STDERR_TAIL)
         words = qemu_words(output)
         if ended is None:
+            waits = " and ".join(nic.waits_for for _, nic in self._plan.nics if nic.waits_for)
             return DeadlineExceeded(
                 f"QEMU was not ready in time: {error}" + (f"; it said: {words}" if words else ""),
-                hint="give it a longer timeout, or look at the load of the host",
+                hint=f"it may be waiting for {waits}"
+                if waits
+                else "give it a longer timeout, or look at the load of the host",
             )
         status = ended.status
         how = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
@@ -351,9 +356,14 @@ def _advice(words: str) -> str | None:
 _ADVICE = (
     ("failed to set MSR", 'this KVM lacks what CPU model host needs: try cpu_features = {"arch-capabilities" = false}'),
     ('Failed to get "write" lock', "another process has the image open"),
+    ("Failed to connect to '/proc/self/fd/", "nobody listens on the socket of a NIC: is the switch running?"),
     ("Could not access KVM kernel module", "the user has to be in group kvm"),
     ("cannot set up guest memory", "the host has not enough free memory"),
     ("Could not set up host forwarding rule", "the port on the host is taken"),
+    (
+        "Failed to bind socket",
+        "the user that QEMU runs as may not make it there; the directory has to be writable for it",
+    ),
     ("Unknown driver", "the block driver is a module of its own: apt-get install qemu-block-extra"),
     ("requested features", "name a simpler CPU model, or set params.cpu_enforce = false to go on without them"),
     ("could not load PC BIOS", "the firmware image cannot be used; its size must be a multiple of 64 KiB"),

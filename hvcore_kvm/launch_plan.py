@@ -49,6 +49,7 @@ class Decisions:
         programs: paths of the companions' programs.
         kept: where devices sat before.
         ports: PCI Express root ports it has; ``None`` where that is to be decided.
+        encryption_bit: the bit of a physical address that says whether memory is encrypted, for AMD's SEV.
     """
 
     definition: Definition
@@ -60,6 +61,7 @@ class Decisions:
     programs: Mapping[str, str]
     kept: Placement | None
     ports: int | None = None
+    encryption_bit: int | None = None
 
     @property
     def cpu_model(self) -> str:
@@ -150,8 +152,9 @@ class LaunchPlan:
         steps = ["make the instance's directory, write down what was decided"]
         if definition.machine.chroot:
             steps.append("make an empty directory that becomes QEMU's root")
-        if d.firmware is not None:
-            steps.append(f"copy {d.firmware.template} as the instance's UEFI variables, unless it has them")
+        if d.firmware is not None and d.firmware.variables is not None:
+            how = f"copy {d.firmware.template}" if d.firmware.template is not None else "make an empty store"
+            steps.append(f"{how} as the instance's UEFI variables, unless it has them")
         steps += [f"{step.name} (security model)" for step in self.security.steps]
         if self.limits.controllers:
             steps.append(f"make a control group with limits of {', '.join(self.limits.controllers)}")

@@ -47,6 +47,7 @@ from hvcore import (
 from hvcore_kvm import accelerator, definition, listing, observation, placement, screen, verification
 from hvcore_kvm.advice import assess
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
+from hvcore_kvm.confidential import encryption_bit
 from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.families import ConsoleType, EndpointContext, Families, InterfaceEvent, unknown_member
@@ -58,6 +59,7 @@ from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.parameters.confidential import AMD
 from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
@@ -428,7 +430,8 @@ class Operations:
         findings += problems
         kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
         machine = placement.resolve_machine(parsed.wanted_machine, capabilities, kept)
-        firmware, problems = find_firmware(parsed.boot, capabilities.arch, machine)
+        kind = parsed.confidential.confidential
+        firmware, problems = find_firmware(parsed.boot, capabilities.arch, machine, confidential=kind)
         decisions = Decisions(
             definition=parsed,
             capabilities=capabilities,
@@ -437,6 +440,7 @@ class Operations:
             images=images,
             firmware=firmware,
             programs=find_programs(parsed),
+            encryption_bit=encryption_bit() if kind in AMD else None,
             kept=kept,
         )
         return decisions, [*findings, *problems]

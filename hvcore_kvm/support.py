@@ -8,6 +8,7 @@ from typing import Any
 from hvcore import Finding
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.command_line import Option
+from hvcore_kvm.confidential import OBJECTS
 from hvcore_kvm.cpu_model import LEVELS
 from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
 from hvcore_kvm.parameters.nic import NIC_DEVICES
@@ -47,6 +48,7 @@ def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...
             *(m.alias for m in machines if m.alias),
             *(m.name for m in machines),
         ),
+        "params.confidential": ("none", *(kind for kind, (name, _) in OBJECTS.items() if name in capabilities.objects)),
         "params.accel": ("auto", *capabilities.accelerators),
         "params.cpu_model": (*capabilities.cpu_models, *levels),
         "params.cpu_features": capabilities.cpu_features,
@@ -56,11 +58,12 @@ def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...
         "params.tpm": ("none", *having({"crb": "tpm-crb", "tis": "tpm-tis"})),
         "params.display_device": ("none", *having(DISPLAY_DEVICES)),
         "params.sound": ("none", *having(SOUND_DEVICES)),
+        "params.sound_backend": capabilities.audio_drivers,
         "params.usb_controller": (
             "none",
             *having({"xhci": "qemu-xhci", "ehci": "usb-ehci", "uhci": "piix3-usb-uhci"}),
         ),
-        "consoles[]": ("serial", "vnc", *(("spice",) if "spicevmc" in capabilities.character_devices else ())),
+        "consoles[]": ("serial", "vnc", *(("spice",) if "spice" in capabilities.options else ())),
         "disks[].uri": tuple(driver for driver in _URI_DRIVERS if driver in capabilities.block_drivers),
         "disks[].params.bus": having(_DISK_DEVICES),
         "nics[].params.model": having(NIC_DEVICES),
@@ -77,7 +80,12 @@ def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> 
         "blockdev": ("block driver", set(capabilities.block_drivers)),
         "chardev": ("character device", set(capabilities.character_devices)),
     }
+    if capabilities.audio_drivers:
+        have["audiodev"] = ("audio driver", set(capabilities.audio_drivers))
     for option in options:
+        if option.name == "spice" and option.form != "raw" and "spice" not in capabilities.options:
+            message = f"{qemu} has no SPICE"
+            yield Finding(code="unknown-spice", path=option.origin, message=message, hint=_SPICE_HINT)
         if option.name not in have or option.form == "raw":
             continue
         title, there = have[option.name]
@@ -89,6 +97,7 @@ def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> 
                 yield Finding(code=f"unknown-{option.name}", path=option.origin, message=message, hint=hint)
 
 
+_SPICE_HINT = "its modules may be in a package of their own: apt-get install qemu-system-modules-spice"
 _MODULE_HINT = "block drivers of storage servers are in a package of their own: apt-get install qemu-block-extra"
 
 
@@ -105,7 +114,8 @@ def _kinds(option: Option) -> Iterator[str]:
     elif option.name == "blockdev":
         yield from _drivers(option.value)
     else:
-        yield str(option.value.get({"device": "driver", "object": "qom-type"}.get(option.name, "type"), ""))
+        key = {"device": "driver", "object": "qom-type", "audiodev": "driver"}.get(option.name, "type")
+        yield str(option.value.get(key, ""))
 
 
 def _drivers(node: Mapping[str, Any]) -> Iterator[str]:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from hvcore.model.migration import (
         MigrationCompatibility,
         MigrationInfo,
-        MigrationPolicy,
         MigrationStatus,
         MigrationTarget,
     )
+    from hvcore.model.migration_policy import MigrationPolicy
     from hvcore.model.state import Transition
 
 
@@ -65,7 +65,7 @@ def hv_accept_instance(
     Args:
         info: from the source; checked against its schema, it is hostile until then.
         address: IP address to listen on.
-        policy: how the migration should go.
+        policy: how the migration should go; it has no errors.
         deadline: by when to be done; on failure nothing is left.
 
     Returns:
@@ -87,13 +87,14 @@ def hv_migrate_instance(
     Args:
         name: name of the instance.
         target: where the destination listens.
-        policy: how it should go.
+        policy: how it should go, the same as on the destination; it has no errors.
         deadline: by when it must have begun.
 
     Returns:
         The first status.
 
-    Errors: `NotRunning`; `WrongState` when one is under way; `HypervisorRefused`; `OutcomeUnknown`.
+    Errors: `NotRunning`; `WrongState` when one is under way; `InvalidParameters` with what the hypervisor lacks for the
+    policy; `HypervisorRefused`; `OutcomeUnknown`.
 
     Capability: ``migration``. Since: 0.1.
     """

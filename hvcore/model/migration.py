@@ -1,14 +1,12 @@
-"""Moving an instance between hosts: what the two sides tell each other, progress and policy."""
+"""Moving an instance between hosts: what the two sides tell each other, and progress."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import attrs
-
-from hvcore.model.units import Seconds, Size
 
 
 class MigrationPhase(enum.StrEnum):
@@ -64,25 +62,6 @@ class MigrationTarget:
     address: str
     port: int | None = None
     tls_hostname: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class MigrationPolicy:
-    """How a migration should go, and what to do when it does not converge.
-
-    Attributes:
-        live: the guest keeps running while its memory is copied.
-        max_bandwidth: bytes a second; ``None`` for no limit.
-        downtime_limit: longest pause of the guest, in seconds.
-        on_no_convergence: what to do when memory changes faster than it can be sent.
-        tls: mutual TLS; switching it off must be asked for.
-    """
-
-    live: bool = True
-    max_bandwidth: Size | None = None
-    downtime_limit: Seconds = Seconds(0.3)
-    on_no_convergence: Literal["raise-downtime", "throttle", "postcopy", "cancel"] = "raise-downtime"
-    tls: bool = True
 
 
 @attrs.frozen(kw_only=True)

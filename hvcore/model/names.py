@@ -12,6 +12,7 @@ INSTANCE_NAME_LIMIT = 63
 
 _INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:+-]{0,62})")
+_HOST_NAME = re.compile(r"[A-Za-z0-9:](?:[A-Za-z0-9:.-]*[A-Za-z0-9:])?")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.IGNORECASE)
 
@@ -58,6 +59,13 @@ def check_mac(mac: str) -> str | None:
     if int(mac[:2], 16) & 1:
         return f"{mac} is a group (multicast) address; the first octet must be even"
     return "is all zero" if set(mac) <= {"0", ":"} else None
+
+
+def check_host_name(name: str) -> str | None:
+    """A host name (RFC 1123, section 2.1) or an IP address, 253 characters at most."""
+    if len(name) > 253 or not _HOST_NAME.fullmatch(name):
+        return f"{_shown(name)} is neither a host name nor an IP address"
+    return None
 
 
 def _shown(text: str) -> str:

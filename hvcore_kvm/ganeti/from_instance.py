@@ -8,7 +8,17 @@ from typing import Any
 
 import attrs
 
-from hvcore import Disk, Finding, FindingSet, Instance, MigrationPolicy, Nic, read_definition
+from hvcore import (
+    AutoConverge,
+    Disk,
+    Finding,
+    FindingSet,
+    Instance,
+    MigrationPolicy,
+    MultiFd,
+    Nic,
+    read_definition,
+)
 from hvcore_kvm.ganeti.cpu_type import CpuType
 from hvcore_kvm.ganeti.inexpressible import ANYTHING, NEUTRAL
 from hvcore_kvm.ganeti.kernel_command_line import KernelCommandLine
@@ -34,6 +44,7 @@ from hvcore_kvm.ganeti.vocabulary import (
     SPICE_TEXTS,
     USB_DEVICES,
 )
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -137,6 +148,7 @@ class _Way:
 
     def _machine(self) -> None:
         machine = self._section(MachineParameters, self.params, "params")
+        self._section(ConfidentialParameters, self.params, "params")
         kind = machine.machine
         if kind is None:
             self._lost("params.machine", "q35, which is meant when none is given, does not start in Ganeti")
@@ -464,8 +476,17 @@ class _Way:
             self.hv["security_domain"] = _text(user, "name")
 
     def _migration(self, policy: MigrationPolicy, capabilities: Sequence[str]) -> None:
-        wanted = {"postcopy": "postcopy-ram", "throttle": "auto-converge"}.get(policy.on_no_convergence)
-        capabilities = [*capabilities, *([wanted] if wanted and wanted not in capabilities else [])]
+        wanted = {
+            "postcopy-ram": policy.live and policy.going_over_early is not None,
+            "postcopy-preempt": policy.postcopy is not None and policy.postcopy.preempt,
+            "auto-converge": policy.live and policy.throttling is not None,
+            "multifd": policy.multifd is not None,
+            "pause-before-switchover": policy.switchover == "paused",
+            "switchover-ack": policy.switchover == "ack",
+            "zero-copy-send": policy.zero_copy,
+            "dirty-limit": policy.dirty_limit is not None,
+        }
+        capabilities = [*capabilities, *(name for name in wanted if wanted[name] and name not in capabilities)]
         bandwidth = policy.max_bandwidth or 0
         if bandwidth % _MIB:
             self._lost("migration.max_bandwidth", f"{bandwidth} bytes a second is no whole number of MiB")
@@ -475,10 +496,20 @@ class _Way:
             "migration_mode": "live" if policy.live else "non-live",
             "migration_caps": ":".join(capabilities),
         }
-        if policy.tls:
+        if policy.tls is not None:
             self.findings.append(note("migration.tls", "Ganeti sends the guest's memory unencrypted"))
         if policy.on_no_convergence == "cancel":
             self._lost("migration.on_no_convergence", "Ganeti never cancels by itself")
+        usual = MigrationPolicy()
+        for name in ("deadline", "converge_within", "downtime_maximum", "dirty_limit", "first_port", "last_port"):
+            if getattr(policy, name) != getattr(usual, name):
+                self._lost(f"migration.{name}", "Ganeti has no word for it")
+        if policy.auto_converge not in (None, AutoConverge()):
+            self._lost("migration.auto_converge", "Ganeti has QEMU slow the guest down as it thinks best")
+        if policy.postcopy is not None and policy.postcopy.after_passes not in (None, 2):
+            self._lost("migration.postcopy.after_passes", "Ganeti lets the guest go over after the second pass")
+        if policy.multifd not in (None, MultiFd()):
+            self._lost("migration.multifd", "Ganeti uses QEMU's two channels, without compression")
 
     def _with_unplaced(
         self, be: Values, nics: list[Values], disks: list[Values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -36,6 +37,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "firmware_image": (None,),
         "firmware_code": (None,),
         "firmware_vars_template": (None,),
+        "uefi_vars_json": (False,),
         "dtb": (None,),
         "boot_menu": (False,),
         "boot_splash": (ANYTHING,),
@@ -69,6 +71,11 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "memory_limit": (None,),
         "pids_limit": (None,),
         "io_limit": (None,),
+    },
+    ConfidentialParameters: {
+        "confidential": ("none",),
+        "confidential_policy": (None,),
+        "confidential_kernel_hashes": (False,),
     },
     StorageParameters: {
         "scsi_iothread": (None,),
@@ -110,6 +117,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "on_write_error": ("enospc",),
         "encryption": (False,),
         "secret_file": (ANYTHING,),
+        "reservations": (False,),
         "shared": (False,),
         "any_header": (ANYTHING,),
     },
@@ -121,6 +129,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "offloads": ({},),
         "link_up": (True,),
         "acpi_index": (None,),
+        "failover": (None,),
     },
 }
 """What Ganeti has no word for, by section, and the values that its guests have; any other is lost."""

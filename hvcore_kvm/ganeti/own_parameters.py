@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import attrs
 
 from hvcore import Finding, Instance, structure
+from hvcore_kvm.parameters.confidential import ConfidentialParameters, confidential_rules
 from hvcore_kvm.parameters.cpu import CpuParameters, cpu_rules
 from hvcore_kvm.parameters.devices import DeviceParameters, device_rules
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters, disk_rules, storage_rules
@@ -23,6 +24,7 @@ INSTANCE_SECTIONS: Mapping[type, Rules] = {
     BootParameters: boot_rules,
     CpuParameters: cpu_rules,
     MemoryParameters: memory_rules,
+    ConfidentialParameters: confidential_rules,
     StorageParameters: storage_rules,
     DeviceParameters: device_rules,
 }

@@ -433,7 +433,8 @@ _MIGRATION = (
         "",
         "Translation.migration_capabilities",
         "The names, split at the colons. postcopy-ram and auto-converge also become on_no_convergence postcopy and "
-        "throttle.",
+        "throttle, and postcopy after two passes and auto_converge; multifd, postcopy-preempt and "
+        "pause-before-switchover have a place of their own as well.",
     ),
 )
 

@@ -9,7 +9,20 @@ from typing import Any
 
 import attrs
 
-from hvcore import Disk, Finding, FindingSet, Instance, MigrationPolicy, Nic, Seconds, Size, read_definition
+from hvcore import (
+    AutoConverge,
+    Disk,
+    Finding,
+    FindingSet,
+    Instance,
+    MigrationPolicy,
+    MultiFd,
+    Nic,
+    PostCopy,
+    Seconds,
+    Size,
+    read_definition,
+)
 from hvcore_kvm.ganeti import grammar
 from hvcore_kvm.ganeti.coercion import shown
 from hvcore_kvm.ganeti.from_instance import from_instance
@@ -142,8 +155,10 @@ def _difference(given: GanetiParameters, back: GanetiParameters) -> dict[str, Un
 
 def _migration(hv: Values, capabilities: Sequence[str]) -> MigrationPolicy:
     bandwidth = hv["migration_bandwidth"]
+    live = hv["migration_mode"] == "live"
+    postcopy = live and "postcopy-ram" in capabilities
     return MigrationPolicy(
-        live=hv["migration_mode"] == "live",
+        live=live,
         max_bandwidth=Size(bandwidth * _MIB) if bandwidth else None,
         downtime_limit=Seconds(hv["migration_downtime"] / 1000),
         on_no_convergence=(
@@ -153,6 +168,11 @@ def _migration(hv: Values, capabilities: Sequence[str]) -> MigrationPolicy:
             if "auto-converge" in capabilities
             else "raise-downtime"
         ),
+        # Ganeti lets the guest go over as soon as its memory has been gone through twice.
+        postcopy=PostCopy(after_passes=2, preempt="postcopy-preempt" in capabilities) if postcopy else None,
+        auto_converge=AutoConverge() if live and "auto-converge" in capabilities else None,
+        multifd=MultiFd() if "multifd" in capabilities and not postcopy else None,
+        switchover="paused" if "pause-before-switchover" in capabilities else "immediate",
     )
 
 

@@ -11,12 +11,13 @@ from hvcore_kvm.command_line import json_option, keyed
 from hvcore_kvm.companions import Companion, find_program
 from hvcore_kvm.families import FdRequest
 from hvcore_kvm.hardware.builder import Builder
+from hvcore_kvm.hardware.reservations import PROGRAM
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
 
 if TYPE_CHECKING:
     from hvcore_kvm.definition import Definition
-    from hvcore_kvm.parameters.devices import Share, UsbDevice
+    from hvcore_kvm.parameters.devices import PciDevice, Share, UsbDevice
 
 AGENT = "agent"
 """Socket of the guest agent's channel in the instance's directory."""
@@ -28,6 +29,7 @@ SOUND = "sound.wav"
 """File in the instance's directory that sound goes to with backend wav, as long as the instance runs."""
 
 VHOST_VSOCK = "/dev/vhost-vsock"
+_FIRST_CHASSIS = 128
 _RNG_FILES = {"urandom": "/dev/urandom", "hwrng": "/dev/hwrng"}
 
 
@@ -102,12 +104,46 @@ def add_devices(builder: Builder) -> None:
         )
     for index, share in enumerate(devices.shares):
         _add_share(builder, index, share)
+    partners = {nic.parameters.failover for nic in definition.nics}
     for index, device in enumerate(devices.pci_passthrough):
-        values = {"host": device.address, "rombar": int(device.rom)}
-        origin = f"params.pci_passthrough[{index}]"
-        for path in vfio_paths(device.address):
-            builder.reads(path)
-        builder.device("vfio-pci", f"host{index}", values, uuid=f"driver/{device.address}", origin=origin)
+        if device.address not in partners:
+            origin = f"params.pci_passthrough[{index}]"
+            for path in vfio_paths(device.address):
+                builder.reads(path)
+            driver, values = passthrough(device)
+            builder.device(driver, f"host{index}", values, uuid=f"driver/{device.address}", origin=origin)
+
+
+def passthrough(device: PciDevice) -> tuple[str, dict[str, Any]]:
+    """QEMU's device for a PCI device of the host, and its properties."""
+    return "vfio-pci", {"host": device.address, "rombar": int(device.rom)}
+
+
+def add_failover_partner(builder: Builder, address: str, nic: str) -> None:
+    """Add the PCI device of the host that a guest uses instead of a NIC.
+
+    It comes after the NIC, which QEMU has keep it from a guest that does not know the pair, and sits on a port of its
+    own: it is unplugged for a migration.
+
+    Args:
+        builder: what to add it to.
+        address: where it is on the host.
+        nic: id of the NIC.
+    """
+    index, device = next(
+        (index, device)
+        for index, device in enumerate(builder.definition.devices.pci_passthrough)
+        if device.address == address
+    )
+    ident, origin = f"host{index}", f"params.pci_passthrough[{index}]"
+    port = f"{ident}-port"
+    number = _FIRST_CHASSIS + index
+    builder.device("pcie-root-port", port, {"chassis": number, "slot": number}, uuid=f"port/{address}", origin=origin)
+    for path in vfio_paths(address):
+        builder.reads(path)
+    driver, values = passthrough(device)
+    values = {"driver": driver, "id": ident, "bus": port, **values, "failover_pair_id": nic}
+    builder.add(json_option("device", values, origin=origin))
 
 
 def vfio_paths(address: str) -> tuple[str, ...]:
@@ -220,6 +256,8 @@ def find_programs(definition: Definition) -> dict[str, str]:
         wanted.append("swtpm")
     if definition.devices.shares:
         wanted.append("virtiofsd")
+    if any(disk.parameters.reservations for disk in definition.disks):
+        wanted.append(PROGRAM)
     return {name: path for name in wanted if (path := find_program(name)) is not None}
 
 

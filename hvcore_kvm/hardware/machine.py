@@ -8,6 +8,7 @@ from typing import Any
 
 from hvcore_kvm.accelerator import Accelerator
 from hvcore_kvm.command_line import Option, flag, json_option, keyed, word
+from hvcore_kvm.confidential import OBJECTS
 from hvcore_kvm.cpu_model import cpu_value
 from hvcore_kvm.directory import CONTROL, EVENTS, QUERY
 from hvcore_kvm.extra_arguments import split_extra_arguments
@@ -16,6 +17,7 @@ from hvcore_kvm.firmware import Firmware
 from hvcore_kvm.hardware.builder import Builder
 from hvcore_kvm.hardware.memory import has_backend
 from hvcore_kvm.images import ImageFile, open_image
+from hvcore_kvm.parameters.confidential import AMD, FROZEN, policy_of
 from hvcore_kvm.placement import root_port
 from hvcore_kvm.unprivileged import KVM
 
@@ -86,20 +88,29 @@ def _machine_values(builder: Builder) -> dict[str, Any]:
     elif not definition.memory.numa:
         values["memory-backend"] = "mem0"
     firmware = builder.decisions.firmware
-    if firmware is not None:
+    if firmware is not None and firmware.kind == "flash":
         values |= {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
         if firmware.secure and family == "q35":
             values["smm"] = True
+    kind = definition.confidential.confidential
+    if kind != "none":
+        values["confidential-guest-support"] = "confidential0"
+        if kind in FROZEN:
+            # It would need the state of the guest's processors.
+            values["smm"] = False
     return values
 
 
 def _accelerator(builder: Builder) -> Option:
     choice = builder.decisions.choice
     values = {}
+    definition = builder.definition
+    tdx = definition.confidential.confidential == "tdx"
     if choice.accelerator is Accelerator.KVM:
         builder.reads(KVM)
-    if choice.accelerator is Accelerator.KVM and builder.definition.machine.iommu == "intel":
-        # Interrupt remapping happens in QEMU, so the interrupt controllers it concerns have to be there too.
+    if choice.accelerator is Accelerator.KVM and (definition.machine.iommu == "intel" or tdx):
+        # Interrupt remapping happens in QEMU, so the interrupt controllers it concerns have to be there too; a guest
+        # of TDX has no others.
         values["kernel-irqchip"] = "split"
     return keyed("accel", choice.accelerator.value, values, origin="params.accel")
 
@@ -162,15 +173,23 @@ def add_boot(builder: Builder) -> None:
             builder.add(word(option, value, origin=f"params.{name}"))
             if name != "cmdline":
                 builder.reads(value)
-    if builder.decisions.firmware is not None:
-        _add_firmware(builder, builder.decisions.firmware)
+    firmware = builder.decisions.firmware
+    if firmware is not None and firmware.kind == "flash":
+        _add_flash(builder, firmware)
+    elif firmware is not None:
+        builder.add(word("bios", firmware.code, origin="params.firmware"))
+        builder.reads(firmware.code)
+        if firmware.kind == "store":
+            _add_store(builder, firmware)
+    if builder.definition.confidential.confidential != "none":
+        _add_confidential(builder)
     splash = round(boot.boot_splash * 1000) or None
     menu = {"menu": True} if boot.boot_menu else {}
     builder.add(keyed("boot", None, {**menu, "splash-time": splash, "strict": boot.boot_strict}, origin="params.boot"))
 
 
-def _add_firmware(builder: Builder, firmware: Firmware) -> None:
-    kept = os.path.join(builder.directory.data_path, firmware.variables)
+def _add_flash(builder: Builder, firmware: Firmware) -> None:
+    kept = os.path.join(builder.directory.data_path, firmware.variables or "")
     for node, path, read_only in (("firmware-code", firmware.code, True), ("firmware-vars", kept, False)):
         file = ImageFile(path=path, format="raw", where="params.firmware", read_only=read_only)
         access = "read-only" if read_only else "read-write"
@@ -185,6 +204,31 @@ def _add_firmware(builder: Builder, firmware: Firmware) -> None:
             {"driver": "ICH9-LPC", "property": "disable_s3", "value": "1"},
         ):
             builder.add(keyed("global", None, setting, origin="params.firmware"))
+
+
+def _add_store(builder: Builder, firmware: Firmware) -> None:
+    origin = "params.uefi_vars_json"
+    kept = os.path.join(builder.directory.data_path, firmware.variables or "")
+    file = ImageFile(path=kept, format="raw", where=origin, read_only=False)
+    request = FdRequest(name="uefi-vars", purpose=f"{kept}, read-write", open=functools.partial(open_image, file))
+    values: dict[str, Any] = {"driver": "uefi-vars-x64", "id": "uefi-vars0", "jsonfile": builder.fdset(request, origin)}
+    if firmware.secure:
+        values["force-secure-boot"] = True
+    builder.add(json_option("device", values, origin=origin))
+
+
+def _add_confidential(builder: Builder) -> None:
+    given = builder.definition.confidential
+    values: dict[str, Any] = {"qom-type": OBJECTS[given.confidential][0], "id": "confidential0"}
+    if given.confidential in AMD:
+        # The encryption bit is one address bit less for the guest.
+        values |= {"cbitpos": builder.decisions.encryption_bit, "reduced-phys-bits": 1}
+        policy = policy_of(given)
+        if policy is not None:
+            values["policy"] = policy
+        if given.confidential_kernel_hashes:
+            values["kernel-hashes"] = True
+    builder.add(json_option("object", values, origin="params.confidential"))
 
 
 def add_extra_arguments(builder: Builder) -> None:

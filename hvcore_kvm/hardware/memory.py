@@ -17,7 +17,8 @@ _MIB = 2**20
 def shared(definition: Definition) -> bool:
     """Whether other processes share the guest's memory."""
     wanted = definition.memory.memory_share
-    return bool(definition.devices.shares) if wanted is None else wanted
+    modes = any(getattr(nic.mode.backend, "shared_memory", False) for nic in definition.nics)
+    return bool(definition.devices.shares) or modes if wanted is None else wanted
 
 
 def has_backend(definition: Definition) -> bool:

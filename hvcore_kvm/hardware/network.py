@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from hvcore_kvm.command_line import json_option
 from hvcore_kvm.families import NicContext, NicPlan
+from hvcore_kvm.hardware import devices as hardware
 from hvcore_kvm.hardware.builder import Builder, device_id
 from hvcore_kvm.hardware.storage import boot_indexes
 from hvcore_kvm.parameters.nic import NIC_DEVICES
@@ -34,6 +37,7 @@ def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> Nic
     )
     plan = nic.mode.backend.plan(context)
     builder.companions += plan.companions
+    builder.add(*(attrs.evolve(option, origin=nic.origin) for option in plan.options))
     builder.add(json_option("netdev", plan.netdev, origin=nic.origin))
     values: dict[str, Any] = {"netdev": netdev, "mac": nic.nic.mac, "bootindex": bootindex}
     if bootindex is None and builder.family != "microvm" and given.model != "usb-net":
@@ -54,9 +58,12 @@ def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> Nic
             "packed": given.packed or None,
             "rss": given.rss or None,
             "host_mtu": given.mtu,
+            "failover": True if given.failover is not None else None,
             **dict(sorted(given.offloads.items())),
         }
         builder.virtio("net", ident, values, uuid=uuid, origin=nic.origin)
+        if given.failover is not None:
+            hardware.add_failover_partner(builder, given.failover, ident)
     else:
         builder.device(NIC_DEVICES[given.model], ident, values, uuid=uuid, origin=nic.origin)
     return plan

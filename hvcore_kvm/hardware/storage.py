@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hvcore_kvm.command_line import json_option, keyed
 from hvcore_kvm.families import FdRequest
 from hvcore_kvm.hardware.builder import Builder, device_id
+from hvcore_kvm.hardware.reservations import reservation_manager
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.disk import SCSI_BUSES, Throttle
 from hvcore_kvm.placement import sata_controllers
@@ -25,6 +26,7 @@ CACHE = {
     "directsync": (False, True, False),
     "unsafe": (True, False, True),
 }
+_SCSI_DEVICES = {"scsi": "scsi-hd", "scsi-block": "scsi-block", "scsi-generic": "scsi-generic"}
 _SCSI_CONTROLLERS = {
     "virtio-scsi": "virtio-scsi",
     "lsi": "lsi53c895a",
@@ -125,7 +127,7 @@ def _add_disk(builder: Builder, disk: DiskDefinition, bootindex: int | None) -> 
         values["max_ioqpairs"] = given.queues
         builder.device("nvme", ident, values, uuid=uuid, origin=origin)
     elif given.bus in SCSI_BUSES:
-        driver = "scsi-hd" if given.bus == "scsi" else given.bus
+        driver = _SCSI_DEVICES[given.bus]
         space = _scsi_controller(builder, given.controller)
         builder.device(driver, ident, values, uuid=uuid, space=space, origin=origin)
     elif given.bus == "usb":
@@ -185,19 +187,28 @@ def _source(builder: Builder, disk: DiskDefinition, ident: str) -> dict[str, Any
     access = "read-only" if file.read_only else "read-write"
     request = FdRequest(name=ident, purpose=f"{file.path}, {access}", open=lambda: open_image(file))
     image = builder.decisions.images[disk.disk.uuid or ""]
-    return {
+    values = {
         "driver": "host_device" if image.is_block_device else "file",
         "filename": builder.fdset(request, disk.origin),
         "aio": disk.parameters.aio,
     }
+    return values | _reservations(builder, disk)
+
+
+def _reservations(builder: Builder, disk: DiskDefinition) -> dict[str, Any]:
+    if not disk.parameters.reservations:
+        return {}
+    return {"pr-manager": reservation_manager(builder, f"{disk.origin}.params.reservations")}
 
 
 def _add_generic_node(builder: Builder, disk: DiskDefinition, ident: str) -> str:
     """Add the node of a SCSI generic device, which is a character device and knows no cache."""
     file = disk.file
     request = FdRequest(name=ident, purpose=f"{file.path}, SCSI generic", open=lambda: open_image(file))
-    values = {"driver": "host_device", "node-name": ident, "filename": builder.fdset(request, disk.origin)}
-    builder.add(json_option("blockdev", {**values, "read-only": disk.disk.read_only}, origin=disk.origin))
+    values: dict[str, Any] = {"driver": "host_device", "node-name": ident}
+    values["filename"] = builder.fdset(request, disk.origin)
+    values |= {"read-only": disk.disk.read_only, **_reservations(builder, disk)}
+    builder.add(json_option("blockdev", values, origin=disk.origin))
     return ident
 
 

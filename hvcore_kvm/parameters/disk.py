@@ -142,6 +142,11 @@ class DiskParameters:
         checks=(checks.absolute_path,),
         summary="File that holds the passphrase of an encrypted image, in one line.",
     )
+    reservations: bool = param(
+        default=False,
+        summary="The guest may reserve the device for itself and others (SCSI persistent reservations); qemu-pr-helper "
+        "does it, as root (scsi-block, scsi-generic).",
+    )
     shared: bool = param(
         default=False, summary="Other instances may write it at the same time; their guests must agree how."
     )
@@ -294,4 +299,5 @@ _ONLY_FOR = {
     "packed": ("virtio-blk",),
     "iothread": ("virtio-blk",),
     "iothread_mapping": ("virtio-blk",),
+    "reservations": ("scsi-block", "scsi-generic"),
 }

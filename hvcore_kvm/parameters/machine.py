@@ -145,7 +145,13 @@ class BootParameters:
     firmware_vars_template: str | None = param(
         default=None,
         checks=(checks.absolute_path,),
-        summary="Image that the instance's UEFI variables begin as; goes with firmware_code.",
+        summary="Image that the instance's UEFI variables begin as; goes with firmware_code. With uefi_vars_json it is "
+        "a store in JSON, which goes with any firmware.",
+    )
+    uefi_vars_json: bool = param(
+        default=False,
+        summary="QEMU itself keeps the UEFI variables, in JSON, and guards them: Secure Boot without system management "
+        "mode (pc, q35; QEMU 10.0 and newer, with firmware made for it).",
     )
     kernel: str | None = param(
         default=None,
@@ -216,16 +222,19 @@ def boot_rules(boot: BootParameters) -> Iterator[Finding]:
     if uefi and boot.firmware_image is not None:
         message = "is a BIOS image, and firmware is UEFI"
         yield Finding(code="contradiction", path="firmware_image", message=message, hint="use firmware_code")
-    if boot.firmware_vars_template is not None and boot.firmware_code is None:
+    store = boot.uefi_vars_json
+    if store and (boot.firmware == "bios" or boot.firmware_image is not None):
+        yield Finding(code="contradiction", path="uefi_vars_json", message="is of UEFI, and firmware is a BIOS")
+    if store and boot.firmware == "uefi-secure" and boot.firmware_vars_template is None:
+        message = "is needed with uefi-secure and uefi_vars_json: a store with enrolled keys"
+        hint = "virt-fw-vars of python3-virt-firmware makes one"
+        yield Finding(code="incomplete", path="firmware_vars_template", message=message, hint=hint)
+    if boot.firmware_vars_template is not None and boot.firmware_code is None and not store:
         message = "only goes with firmware_code"
         yield Finding(code="incomplete", path="firmware_vars_template", message=message)
-    if boot.firmware_code is not None:
-        if boot.firmware == "bios":
-            message = "is a UEFI image, and firmware is bios"
-            yield Finding(code="contradiction", path="firmware_code", message=message)
-        if boot.firmware_vars_template is None:
-            message = "needs firmware_vars_template: the instance's UEFI variables begin as that"
-            yield Finding(code="incomplete", path="firmware_code", message=message)
+    if boot.firmware_code is not None and boot.firmware == "bios":
+        message = "is a UEFI image, and firmware is bios"
+        yield Finding(code="contradiction", path="firmware_code", message=message)
     if boot.boot_splash > 65.5:
         yield Finding(code="invalid-value", path="boot_splash", message=f"{boot.boot_splash:g} s is above 65.5 s")
     if len(set(boot.boot)) != len(boot.boot):

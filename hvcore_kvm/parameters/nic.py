@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from hvcore import Finding, checks, param
-from hvcore_kvm.parameters.syntax import power_of_two
+from hvcore_kvm.parameters.syntax import pci_address, power_of_two
 
 NIC_DEVICES = {
     "virtio-net": "virtio-net-pci",
@@ -91,6 +91,12 @@ class NicParameters:
         checks=(checks.between(1, 16383),),
         summary="Number by which guests name the NIC (eno1), unique within the instance.",
     )
+    failover: str | None = param(
+        default=None,
+        checks=(pci_address,),
+        summary="Address of the one of params.pci_passthrough that the guest uses instead, as long as it is there "
+        "(virtio-net; q35, virt). Both must have the same hardware address.",
+    )
 
 
 def nic_rules(nic: NicParameters) -> Iterator[Finding]:
@@ -104,6 +110,7 @@ def nic_rules(nic: NicParameters) -> Iterator[Finding]:
             ("rss", False),
             ("mtu", None),
             ("offloads", {}),
+            ("failover", None),
         ):
             value = getattr(nic, name)
             if value != unset and value is not False:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvcore import ParameterSection, ParameterTable
 from hvcore_kvm.families import Families
+from hvcore_kvm.parameters.confidential import ConfidentialParameters, confidential_rules
 from hvcore_kvm.parameters.cpu import CpuParameters, cpu_rules
 from hvcore_kvm.parameters.devices import DeviceParameters, device_rules
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters, disk_rules, storage_rules
@@ -23,6 +24,12 @@ OWN_SECTIONS = (
     ParameterSection(title="Boot", place="instance", fields=BootParameters, rules=(boot_rules,)),
     ParameterSection(title="CPU", place="instance", fields=CpuParameters, rules=(cpu_rules,)),
     ParameterSection(title="Memory", place="instance", fields=MemoryParameters, rules=(memory_rules,)),
+    ParameterSection(
+        title="Confidential computing",
+        place="instance",
+        fields=ConfidentialParameters,
+        rules=(confidential_rules,),
+    ),
     ParameterSection(title="Storage", place="instance", fields=StorageParameters, rules=(storage_rules,)),
     ParameterSection(title="Devices", place="instance", fields=DeviceParameters, rules=(device_rules,)),
     ParameterSection(title="Resources", place="instance", fields=ResourceParameters, rules=(resource_rules,)),

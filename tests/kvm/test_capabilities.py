@@ -33,8 +33,9 @@ def fresh(mocker: Any) -> None:
     mocker.patch.dict(capabilities._KNOWN, clear=True)
 
 
-def _starts(tmp_path: Path) -> int:
-    return len((tmp_path / "starts").read_text().splitlines())
+def _asked(tmp_path: Path) -> int:
+    """How often the program was asked: each time over its monitor, and for its audio drivers."""
+    return len((tmp_path / "starts").read_text().splitlines()) // 2
 
 
 def test_the_program_is_asked_once(program: Path, tmp_path: Path, mocker: Any) -> None:
@@ -47,7 +48,7 @@ def test_the_program_is_asked_once(program: Path, tmp_path: Path, mocker: Any) -
     assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)) is first
     mocker.patch.dict(capabilities._KNOWN, clear=True)
     assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)) == first
-    assert _starts(tmp_path) == 1
+    assert _asked(tmp_path) == 1
 
 
 def test_a_changed_program_is_asked_again(program: Path, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_changed_program_is_asked_again(program: Path, tmp_path: Path) -> None
     capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
     program.write_text(program.read_text() + "\n")
     capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30))
-    assert _starts(tmp_path) == 2
+    assert _asked(tmp_path) == 2
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}', '{"schema": 99}', "\0"])

@@ -220,3 +220,61 @@ def test_named_images_need_no_descriptor(usr: Path, image: Callable[[str], str])
         ("file-unusable", "params.firmware_code"),
         ("file-unusable", "params.firmware_vars_template"),
     ]
+
+
+def _in_memory(describe: Describe, directory: Path, name: str, image: Callable[[str], str], *features: str) -> None:
+    mapping = {"device": "memory", "filename": image(f"{name}.code"), "executable": None, "nvram-template": None}
+    describe(directory, name, mapping={**mapping, "mode": None}, features=list(features))
+
+
+@pytest.mark.parametrize(
+    ("kind", "feature"), [("sev-snp", "amd-sev-snp"), ("tdx", "intel-tdx")], ids=["sev-snp", "tdx"]
+)
+def test_firmware_of_a_guest_without_flash(
+    usr: Path, describe: Describe, image: Callable[[str], str], kind: str, feature: str
+) -> None:
+    """It is made for such guests, loaded into memory, and keeps no variables."""
+    describe(usr, "10-flash", features=[feature])
+    _in_memory(describe, usr, "20-other", image, "amd-sev")
+    boot = BootParameters()
+    found, findings = find_firmware(boot, "x86_64", _Q35, [str(usr)], confidential=kind)
+    assert (found, [finding.code for finding in findings]) == _NONE
+    assert feature in findings[0].message
+    _in_memory(describe, usr, "30-right", image, feature)
+    found, findings = find_firmware(boot, "x86_64", _Q35, [str(usr)], confidential=kind)
+    assert findings == []
+    assert found == Firmware(code=image("30-right.code"), kind="stateless")
+    assert found.variables is None
+
+
+def test_firmware_of_a_guest_with_encrypted_memory(usr: Path, describe: Describe) -> None:
+    """It lies in flash, and says that it can."""
+    describe(usr, "10-plain")
+    describe(usr, "20-sev", features=["amd-sev"])
+    found, _ = find_firmware(BootParameters(), "x86_64", _Q35, [str(usr)], confidential="sev")
+    assert found is not None
+    assert (Path(found.code).name, found.kind) == ("20-sev.code", "flash")
+    assert find_firmware(BootParameters(), "x86_64", _Q35, [str(usr)], confidential="sev-es")[0] is None
+
+
+def test_firmware_whose_variables_qemu_keeps(usr: Path, describe: Describe, image: Callable[[str], str]) -> None:
+    """Only firmware that is made for it; and that is not taken where variables are in flash."""
+    store = usr / "store"
+    store.write_text('{"version": 2, "variables": []}')
+    _in_memory(describe, usr, "20-store", image, "host-uefi-vars", "secure-boot")
+    assert _find(usr) == _NONE
+    for boot, secure, template, variables in (
+        (BootParameters(uefi_vars_json=True), False, None, "uefi-vars.json"),
+        (
+            BootParameters(uefi_vars_json=True, firmware="uefi-secure", firmware_vars_template=str(store)),
+            True,
+            str(store),
+            "uefi-vars-secure.json",
+        ),
+    ):
+        found, findings = find_firmware(boot, "x86_64", _Q35, [str(usr)])
+        assert findings == []
+        assert found == Firmware(code=image("20-store.code"), template=template, secure=secure, kind="store")
+        assert found.variables == variables
+    describe(usr, "10-plain")
+    assert _find(usr) == ("10-plain.code", [])

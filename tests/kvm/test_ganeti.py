@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hvcore
-from hvcore import Disk, Instance, MigrationPolicy, Nic, Seconds, Severity, Size
+from hvcore import AutoConverge, Disk, Instance, MigrationPolicy, Nic, Seconds, Severity, Size
 from hvcore_kvm.ganeti import (
     PARITY,
     GanetiParameters,
@@ -27,6 +27,7 @@ from hvcore_kvm.ganeti import (
 )
 from hvcore_kvm.ganeti.inexpressible import NEUTRAL
 from hvcore_kvm.ganeti.table import BACKEND, HOST_APPLICATION, HYPERVISOR, hypervisor_defaults
+from hvcore_kvm.parameters.confidential import ConfidentialParameters
 from hvcore_kvm.parameters.cpu import CpuParameters
 from hvcore_kvm.parameters.devices import DeviceParameters
 from hvcore_kvm.parameters.disk import DiskParameters, StorageParameters
@@ -98,7 +99,7 @@ def _places() -> Iterator[tuple[str, type, str]]:
     sections = {
         "params": (
             *(MachineParameters, BootParameters, CpuParameters),
-            *(MemoryParameters, StorageParameters, DeviceParameters),
+            *(MemoryParameters, StorageParameters, DeviceParameters, ConfidentialParameters),
         ),
         "disks[].params": (DiskParameters,),
         "nics[].params": (NicParameters,),
@@ -379,7 +380,10 @@ def test_the_migration_policy() -> None:
     """MiB a second and milliseconds become bytes a second and seconds."""
     done = translate({"migration_bandwidth": 100, "migration_downtime": 250, "migration_caps": "auto-converge:xbzrle"})
     assert done.migration == MigrationPolicy(
-        max_bandwidth=Size(100 * 2**20), downtime_limit=Seconds(0.25), on_no_convergence="throttle"
+        max_bandwidth=Size(100 * 2**20),
+        downtime_limit=Seconds(0.25),
+        on_no_convergence="throttle",
+        auto_converge=AutoConverge(),
     )
     assert done.migration_capabilities == ("auto-converge", "xbzrle")
     assert translate({"migration_bandwidth": 0}).migration.max_bandwidth is None

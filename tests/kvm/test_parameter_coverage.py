@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
+from hvcore import MigrationPolicy
+from hvcore.params.declare import declaration
 from hvcore_kvm.ganeti import PARITY
 from hvcore_kvm.ganeti.table import HOST_APPLICATION
 
@@ -37,6 +40,8 @@ _TODAY = {
     "accelerator": "params.accel",
     "firmware": "params.firmware",
     "template of UEFI variables": "params.firmware_vars_template",
+    "UEFI variables in JSON": "params.uefi_vars_json",
+    "confidential computing": "params.confidential",
     "boot order": "params.boot",
     "boot menu": "params.boot_menu",
     "time of the boot prompt": "params.boot_splash",
@@ -86,6 +91,7 @@ _TODAY = {
     "throttling together": "params.throttle_groups.NAME.bps_total",
     "rotation rate": "disks[].params.rotation_rate",
     "errors": "disks[].params.on_write_error",
+    "persistent reservations": "disks[].params.reservations",
     "encryption": "disks[].params.secret_file",
     "storage servers": "disks[].uri",
     "CD-ROM drives": "params.cdroms[].url",
@@ -111,6 +117,7 @@ _TODAY = {
     "MTU": "nics[].params.mtu",
     "RSS": "nics[].params.rss",
     "offloads": "nics[].params.offloads",
+    "failover pair": "nics[].params.failover",
     "link state": "nics[].params.link_up",
     "sandbox": "params.sandbox",
     "root directory": "params.chroot",
@@ -121,6 +128,21 @@ _TODAY = {
     "memory limit": "params.memory_limit",
     "thread limit": "params.pids_limit",
     "disk limit": "params.io_limit.write_bps",
+}
+
+# And of a migration, in the policy it is asked for with.
+_MIGRATION = {
+    "port range": "first_port last_port",
+    "TLS": "tls",
+    "several connections": "multifd",
+    "post-copy": "postcopy",
+    "slowing the guest down": "auto_converge dirty_limit",
+    "bandwidth": "max_bandwidth",
+    "downtime": "downtime_limit downtime_maximum",
+    "deadline": "deadline converge_within",
+    "what if it does not converge": "on_no_convergence",
+    "switch-over": "switchover",
+    "zero copy": "zero_copy",
 }
 
 
@@ -166,6 +188,13 @@ def test_every_hypervisor_parameter_is_found_by_its_old_name(rows: dict[str, Any
 def test_what_users_of_today_set_has_a_place(rows: dict[str, Any], what: str) -> None:
     """And a sentence that says what it does."""
     assert rows[_TODAY[what]]["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("what", sorted(_MIGRATION))
+def test_what_users_of_today_set_of_a_migration_has_a_place(what: str) -> None:
+    """A field of the policy, with a sentence that says what it does."""
+    for name in _MIGRATION[what].split():
+        assert declaration(attrs.fields_dict(MigrationPolicy)[name]).summary.endswith(".")
 
 
 @pytest.mark.qemu

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
 from hvcore import Deadline
+from hvcore_kvm import capabilities as capabilities_module
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.command_line import device, json_option, keyed
 from hvcore_kvm.support import check_support, supported_values
@@ -32,6 +36,7 @@ def test_the_program_is_asked_for_all_that_checks_need(capabilities: QemuCapabil
         "character_devices": "socket",
         "displays": "none",
         "network_backends": "user",
+        "audio_drivers": "wav",
         "migration_capabilities": "multifd",
     }.items():
         assert member in getattr(capabilities, name), name
@@ -51,6 +56,12 @@ def test_the_program_is_asked_for_all_that_checks_need(capabilities: QemuCapabil
             "unknown-netdev",
             "nics[0]",
             "virtio-net",
+        ),
+        (
+            json_option("audiodev", {"driver": "gone", "id": "a"}, origin="params.sound_backend"),
+            "unknown-audiodev",
+            "params.sound_backend",
+            "wav",
         ),
         (keyed("chardev", "gone", {"id": "a"}, origin="consoles"), "unknown-chardev", "consoles", None),
     ],
@@ -92,3 +103,51 @@ def test_unknown_models_features_and_machines_name_the_nearest(host: Any) -> Non
 def test_levels_of_the_psabi_are_models_on_every_qemu(capabilities: QemuCapabilities) -> None:
     """QEMU has no such names; they are offered all the same."""
     assert {"x86-64-v2", "x86-64-v4", "qemu64"} <= set(supported_values(capabilities)["params.cpu_model"])
+
+
+@pytest.fixture
+def without_modules(newer_qemu: str, tmp_path: Path) -> str:
+    """A QEMU whose modules for SPICE and ALSA are not installed."""
+    script = Path(newer_qemu).read_text()
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (there,) = re.findall(r"QEMU_MODULE_DIR=(\S+)", script)
+    for module in Path(there).iterdir():
+        if "spice" not in module.name and "alsa" not in module.name:
+            (modules / module.name).symlink_to(module)
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text(script.replace(f"QEMU_MODULE_DIR={there}", f"QEMU_MODULE_DIR={modules}"))
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "where"),
+    [
+        ({"consoles": ("spice",), "params": {"display_device": "std"}}, "unknown-spice", "params.spice"),
+        ({"params": {"sound": "ac97", "sound_backend": "alsa"}}, "unknown-audiodev", "params.sound_backend"),
+    ],
+)
+def test_modules_that_are_not_installed(
+    make_host: Any, without_modules: str, given: dict[str, Any], code: str, where: str
+) -> None:
+    """They are found before QEMU is started, and with them nothing is."""
+    host, whole = make_host(qemu=without_modules), make_host()
+    params = {"machine": "pc", "accel": "tcg", **given.get("params", {})}
+    definition = {"name": "web1", "memory": "64MiB", **given, "params": params}
+    assert [(f.code, f.path) for f in host.driver.validate_parameters(definition)] == [(code, where)]
+    assert list(whole.driver.validate_parameters(definition)) == []
+
+
+def test_a_module_that_is_installed_later_is_seen(tmp_path: Path) -> None:
+    """What is known of a program is asked again once its modules have changed."""
+    program = tmp_path / "bin" / "qemu"
+    modules = tmp_path / "lib" / "qemu"
+    program.parent.mkdir()
+    program.touch()
+    before = capabilities_module._identity(str(program))
+    modules.mkdir(parents=True)
+    first = capabilities_module._identity(str(program))
+    (modules / "audio-pa.so").touch()
+    os.utime(modules, ns=(1, 1))
+    assert len({before, first, capabilities_module._identity(str(program))}) == 3

@@ -21,7 +21,8 @@ from hvcore.errors import (
 )
 from hvcore.hookspecs.table import OPERATION, OPERATIONS
 from hvcore.model.instance import Disk
-from hvcore.model.migration import MigrationInfo, MigrationPolicy, MigrationTarget
+from hvcore.model.migration import MigrationInfo, MigrationTarget
+from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.state import InstanceState
 
 _NAMES = ("", ".", "..", "a/b", "web\0", "x" * 300, "\udcff", "-rf", "a b", "ünder", " web", "web\n")

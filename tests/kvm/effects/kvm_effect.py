@@ -113,7 +113,11 @@ if _MISSING["io_uring"] is not None and os.uname().release >= "5.1":
     _MISSING["io_uring"] = None
 
 
-_MARKS = {"kvm": pytest.mark.kvm, "qemu-9": pytest.mark.qemu_versions(9, 999)}
+_MARKS = {
+    "kvm": pytest.mark.kvm,
+    "qemu-9": pytest.mark.qemu_versions(9, 999),
+    "qemu-10": pytest.mark.qemu_versions(10, 999),
+}
 
 
 def needs(*names: str) -> list[pytest.MarkDecorator]:

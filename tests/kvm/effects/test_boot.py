@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_effect import Effect, File, Question, disk, needs, nic, of, proves, rows
+from kvm_effect import Effect, File, Question, disk, needs, nic, of, proves, rows, type_of
 
 from hvcore.guests import firmware_image
 
@@ -23,6 +24,9 @@ _UEFI = {
     "firmware_code": File("code.fd", _CODE),
     "firmware_vars_template": File("vars.fd", _VARS),
 }
+
+_VARIABLE = {"name": "HvTest", "guid": "8be4df61-93ca-11d2-aa0d-00e098032b8c", "attr": 7, "data": "68656c6c6f"}
+_STORE = json.dumps({"version": 2, "variables": [_VARIABLE]}).encode()
 
 
 def _memory(address: int, size: int) -> Question:
@@ -69,6 +73,27 @@ EFFECTS = [
         # Flash that only code in system management mode can write.
         shows={"params.firmware": (of("/machine/system.flash0", "secure"), True)},
         needs=("ovmf",),
+    ),
+    Effect(
+        given={"params": {"uefi_vars_json": True, "firmware_code": File("code.fd", _CODE)}},
+        shows={
+            "params.uefi_vars_json": (type_of("uefi-vars0"), "uefi-vars-x64"),
+            "params.firmware_code": (_memory(_TOP - len(_CODE), 29), _CODE[:29]),
+        },
+        needs=("qemu-10",),
+    ),
+    Effect(
+        given={
+            "params": {
+                "uefi_vars_json": True,
+                "firmware": "uefi-secure",
+                "firmware_code": File("code.fd", _CODE),
+                "firmware_vars_template": File("store.json", _STORE),
+            }
+        },
+        base={"params": {"uefi_vars_json": True, "firmware_code": File("code.fd", _CODE)}},
+        shows={"params.firmware": (of("uefi-vars0", "force-secure-boot"), True)},
+        needs=("qemu-10",),
     ),
     Effect(
         given=_booting("nics", "data", "cdroms"),
@@ -140,3 +165,49 @@ def test_uefi_variables_are_the_instances_own(begin: Any, host: Any) -> None:
         assert probe.memory(_TOP - len(_CODE) - len(_VARS), 9) == b"VARIABLES"
     host.driver.cleanup_instance("web1")
     assert not kept.exists()
+
+
+def _names(path: Path) -> set[str]:
+    """The variables of a store in JSON."""
+    return {variable["name"] for variable in json.loads(path.read_text())["variables"]}
+
+
+@pytest.mark.qemu_versions(10, 999)
+def test_a_store_of_uefi_variables_is_the_instances_own(begin: Any, host: Any) -> None:
+    """It begins empty or as a template; what QEMU writes into it is there at the next start, until a clean-up."""
+    kept = host.directory / "data" / "kvm" / "instances" / "web1" / "uefi-vars.json"
+    params = {"uefi_vars_json": True, "firmware_code": File("code.fd", _CODE)}
+    with begin({"params": params}) as probe:
+        assert probe.descriptors("/uefi-vars.json") >= 1
+        # Variables that every guest has.
+        assert "CustomMode" in _names(kept)
+    kept.write_bytes(_STORE)
+    with begin({"params": params}) as probe:
+        probe.qmp("system_reset")
+        probe.event("RESET")
+        assert _names(kept) > {"HvTest"}
+    assert _names(kept) > {"HvTest"}
+    host.driver.cleanup_instance("web1")
+    assert not kept.exists()
+    with begin({"params": {**params, "firmware_vars_template": File("store.json", _STORE)}}):
+        assert _names(kept) > {"HvTest"}
+
+
+@pytest.mark.qemu_versions(7, 9)
+def test_a_qemu_without_a_store_of_uefi_variables(host: Any, resolve: Any) -> None:
+    """The device it lacks is the one finding."""
+    params = {"uefi_vars_json": True, "firmware_code": File("code.fd", _CODE)}
+    (finding,) = host.driver.validate_parameters(resolve({"params": params}))
+    assert (finding.code, finding.path) == ("unknown-device", "params.uefi_vars_json")
+    assert "uefi-vars-x64" in finding.message
+
+
+def test_a_store_that_qemu_would_abort_on(host: Any, resolve: Any) -> None:
+    """It is found before QEMU sees it."""
+    for content in (b"{garbage", b"[]", b"{}", b'{"variables": 1}', b"[" * 100_000):
+        template = File("damaged.json", content)
+        params = {"uefi_vars_json": True, "firmware_code": File("code.fd", _CODE), "firmware_vars_template": template}
+        definition = resolve({"params": params})
+        Path(definition["params"]["firmware_vars_template"]).write_bytes(content)
+        paths = {finding.path for finding in host.driver.validate_parameters(definition)}
+        assert "params.firmware_vars_template" in paths

@@ -27,6 +27,7 @@ FAMILIES = {
     "NIC mode passt": "nics/test_nic_passt.py",
     "NIC mode routed": "nics/test_nic_routed.py",
     "NIC mode script": "nics/test_nic_script.py",
+    "NIC mode vhost-user": "nics/test_nic_vhost_user.py",
     "security model user": "test_security_user.py",
     "security model confined": "test_security_confined.py",
     "security model pool": "test_security_pool.py",

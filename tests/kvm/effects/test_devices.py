@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from kvm_effect import PATIENCE, Effect, File, Folder, Probe, Question, of, proves, rows, type_of
 
@@ -137,6 +138,7 @@ EFFECTS = [
     _sound("es1370", "ES1370"),
     _sound("sb16", "sb16"),
     _sound("usb", "usb-audio"),
+    attrs.evolve(_sound("virtio", "virtio-sound-pci"), needs=("qemu-10",)),
     Effect(
         given={"params": {"sound": "ac97", "sound_backend": "alsa"}},
         base={"params": {"sound": "ac97"}},

@@ -1,0 +1,83 @@
+"""A migration policy in QEMU's words: capabilities and parameters of a migration (qapi/migration.json); pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hvcore import Finding, MigrationPolicy
+from hvcore_kvm.capabilities import QemuCapabilities
+
+_UNLIMITED = 2**40
+_MIB = 2**20
+
+_ALWAYS = ("return-path", "events")
+"""Without a return path, a source calls a migration completed that its destination has refused."""
+
+_SINCE = {"switchover-ack": "8.1", "dirty-limit": "8.1", "postcopy-preempt": "7.1", "zero-copy-send": "7.1"}
+
+
+def migration_capabilities(policy: MigrationPolicy) -> dict[str, str]:
+    """The capabilities that both sides switch on, and the field of the policy that each comes from.
+
+    Args:
+        policy: how the migration should go, without findings.
+    """
+    postcopy = policy.going_over_early
+    wanted = {
+        "multifd": ("multifd", policy.multifd is not None),
+        "zero-copy-send": ("zero_copy", policy.zero_copy),
+        "postcopy-ram": ("postcopy", policy.live and postcopy is not None),
+        "postcopy-preempt": ("postcopy.preempt", policy.live and postcopy is not None and postcopy.preempt),
+        "auto-converge": ("auto_converge", policy.live and policy.throttling is not None),
+        "dirty-limit": ("dirty_limit", policy.dirty_limit is not None),
+        "switchover-ack": ("switchover", policy.switchover == "ack"),
+        "pause-before-switchover": ("switchover", policy.switchover == "paused"),
+    }
+    return {
+        **dict.fromkeys(_ALWAYS, ""),
+        **{name: field for name, (field, used) in wanted.items() if used},
+    }
+
+
+def migration_parameters(policy: MigrationPolicy) -> dict[str, Any]:
+    """The arguments of ``migrate-set-parameters`` on either side; those for TLS name objects and are not among them.
+
+    Args:
+        policy: how the migration should go, without findings.
+    """
+    bandwidth = policy.max_bandwidth or _UNLIMITED
+    values: dict[str, Any] = {
+        "max-bandwidth": bandwidth,
+        "max-postcopy-bandwidth": 0 if policy.max_bandwidth is None else bandwidth,
+        "downtime-limit": max(1, round(policy.downtime_limit * 1000)),
+    }
+    if policy.multifd is not None:
+        values |= {
+            "multifd-channels": policy.multifd.channels,
+            "multifd-compression": policy.multifd.compression,
+        }
+    throttle = policy.throttling
+    if throttle is not None:
+        values |= {
+            "cpu-throttle-initial": throttle.initial,
+            "cpu-throttle-increment": throttle.increment,
+            "max-cpu-throttle": throttle.maximum,
+        }
+    if policy.dirty_limit is not None:
+        values["vcpu-dirty-limit"] = policy.dirty_limit // _MIB
+    return values
+
+
+def check_migration_support(policy: MigrationPolicy, capabilities: QemuCapabilities) -> Iterator[Finding]:
+    """Find what a policy asks for that a QEMU program does not have; paths below the policy.
+
+    Args:
+        policy: how the migration should go, without findings.
+        capabilities: what the program can do.
+    """
+    for name, field in migration_capabilities(policy).items():
+        if name not in capabilities.migration_capabilities:
+            since = f"; QEMU {_SINCE[name]} and newer have it" if name in _SINCE else ""
+            message = f"QEMU {capabilities.version_text} has no migration capability {name}{since}"
+            yield Finding(code="qemu-too-old", path=field, message=message)

@@ -24,6 +24,14 @@ from hvcore_kvm.forward import Forward, check_forwards
 from hvcore_kvm.host_command import run_command
 from hvcore_kvm.interface import NetworkInterface, is_interface_name
 from hvcore_kvm.tap import TapParameters, check_queues, check_tap, open_queue, plan_queues, plan_tap, tap_name
+from hvcore_kvm.text_console import (
+    TextConsoleParameters,
+    describe_log,
+    describe_socket,
+    disconnect_socket,
+    plan_log,
+    plan_socket,
+)
 from hvcore_kvm.vlan import Vlans, is_vlan, parse_vlan
 
 VERSION = "0.1.0"
@@ -49,11 +57,15 @@ __all__ = [
     "SecurityPlan",
     "Step",
     "TapParameters",
+    "TextConsoleParameters",
     "Vlans",
     "check_forwards",
     "check_queues",
     "check_tap",
+    "describe_log",
+    "describe_socket",
     "device",
+    "disconnect_socket",
     "find_program",
     "flag",
     "hookimpl",
@@ -65,7 +77,9 @@ __all__ = [
     "open_queue",
     "packet_filter",
     "parse_vlan",
+    "plan_log",
     "plan_queues",
+    "plan_socket",
     "plan_tap",
     "run_command",
     "tap_name",

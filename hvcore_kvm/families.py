@@ -147,6 +147,8 @@ class ConsoleContext:
         secret: asks for a QEMU ``secret`` object of this id that holds the one line of a file of the host (id, path,
             what it is for messages); the secret reaches QEMU by descriptor, never by its command line.
         virtio_serial: asks for a virtio-serial controller, shared by all who ask, and returns the name of its bus.
+        log: asks for a file of this name in the instance's directory of which this many of the newest bytes are kept;
+            returns the path by which QEMU opens it, for appending only: ``logfile`` with ``logappend=on``.
     """
 
     instance: Instance
@@ -157,6 +159,7 @@ class ConsoleContext:
     fd: Callable[[FdRequest], int]
     secret: Callable[[str, str, str], None]
     virtio_serial: Callable[[], str]
+    log: Callable[[str, int], str]
 
 
 @attrs.frozen(kw_only=True)
@@ -174,11 +177,14 @@ class EndpointContext:
         name: name of the instance.
         directory: the instance's directory, where its sockets are.
         parameters: the type's own parameters.
+        ask: gives a QMP command with its arguments to QEMU's monitor for questions, and returns the answer. Raises
+            `HypervisorRefused`, or `DeadlineExceeded` when QEMU does not answer.
     """
 
     name: str
     directory: str
     parameters: Any
+    ask: Callable[[str, Mapping[str, Any]], Any]
 
     def socket_path(self, name: str) -> str:
         """Path of a socket that `ConsoleContext.listen` was asked for."""
@@ -189,7 +195,8 @@ class ConsoleBackend(Protocol):
     """One type of console.
 
     It may have a method ``assess(instance, parameters)``, which yields findings that are no errors: what is legal and
-    unwise.
+    unwise. Where one client keeps others out, it may have a method ``disconnect(context)`` with an `EndpointContext`,
+    which makes the client go.
     """
 
     def check(self, instance: Instance, parameters: Any) -> Iterable[Finding]:

@@ -275,6 +275,7 @@ class Launch:
             accelerator=d.choice.accelerator.value,
             cpu_model=d.cpu_model,
             qemu_version=d.capabilities.version_text,
+            logs=self._plan.logs,
         )
         self._directory.write(RECORD, record, schema=SCHEMA)
 

@@ -86,6 +86,7 @@ class LaunchPlan:
         commands: what its monitor is told before the guest runs.
         nics: how each NIC is connected.
         security: how the process is confined.
+        logs: files that QEMU appends to, and the bytes of each that are kept.
         paused: the guest stays paused.
     """
 
@@ -97,6 +98,7 @@ class LaunchPlan:
     commands: tuple[Command, ...]
     nics: tuple[tuple[NicDefinition, NicPlan], ...]
     security: SecurityPlan
+    logs: Mapping[str, int]
     paused: bool
 
     @property
@@ -209,6 +211,7 @@ def plan_launch(
         commands=tuple(_commands(definition)),
         nics=nics,
         security=security,
+        logs=builder.logs,
         paused=paused,
     )
     return plan, builder.findings
@@ -232,6 +235,7 @@ def _add_consoles(builder: Builder) -> None:
             fd=builder.fd,
             secret=builder.secret,
             virtio_serial=builder.virtio_serial,
+            log=builder.log,
         )
         builder.add(*console.backend.plan(context).options)
 

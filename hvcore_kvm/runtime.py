@@ -32,6 +32,7 @@ class RuntimeRecord:
         accelerator: ``kvm`` or ``tcg``.
         cpu_model: CPU model.
         qemu_version: version of the QEMU that runs it.
+        logs: files in its directory that QEMU appends to, and the bytes of each that are kept.
     """
 
     instance: Instance
@@ -39,6 +40,7 @@ class RuntimeRecord:
     accelerator: str
     cpu_model: str
     qemu_version: str
+    logs: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

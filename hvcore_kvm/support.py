@@ -60,7 +60,10 @@ def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...
             "none",
             *having({"xhci": "qemu-xhci", "ehci": "usb-ehci", "uhci": "piix3-usb-uhci"}),
         ),
-        "consoles[]": ("serial", "vnc", *(("spice",) if "spicevmc" in capabilities.character_devices else ())),
+        "consoles[]": (
+            *("serial", "pty", "virtconsole", "vnc"),
+            *(("spice",) if "spicevmc" in capabilities.character_devices else ()),
+        ),
         "disks[].uri": tuple(driver for driver in _URI_DRIVERS if driver in capabilities.block_drivers),
         "disks[].params.bus": having(_DISK_DEVICES),
         "nics[].params.model": having(NIC_DEVICES),

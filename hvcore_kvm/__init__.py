@@ -7,6 +7,7 @@ from hvcore import Step, hookimpl
 from hvcore_kvm import listen_address, packet_filter, unprivileged
 from hvcore_kvm.command_line import Option, PlaceRequest, device, flag, json_option, keyed, word
 from hvcore_kvm.companions import Companion, find_program
+from hvcore_kvm.dbus_display import open_dbus_display
 from hvcore_kvm.families import (
     ConsoleContext,
     ConsolePlan,
@@ -74,6 +75,7 @@ __all__ = [
     "json_option",
     "keyed",
     "listen_address",
+    "open_dbus_display",
     "open_queue",
     "packet_filter",
     "parse_vlan",

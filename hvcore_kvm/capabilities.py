@@ -32,7 +32,7 @@ from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 MINIMUM_VERSION = (7, 2, 0)
 """Oldest QEMU the driver works with."""
 
-_SCHEMA = 2
+_SCHEMA = 3
 _PROBE_TIMEOUT = 20.0
 _LIMITED = ("/usr/bin/timeout", "--kill-after=1", f"{_PROBE_TIMEOUT + 10:g}")
 """Ends a program that is being asked, should the host application be killed meanwhile: it would stay for ever."""
@@ -256,7 +256,7 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         ),
         block_drivers=_block_drivers(client, _enum(enums, "qcow2", "raw", "file"), deadline),
         character_devices=_enum(enums, "pty", "socket", "null"),
-        displays=_enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default"),
+        displays=_displays(client, enums, deadline),
         network_backends=_enum(enums, "user", "socket", "hubport"),
         migration_capabilities=_enum(enums, "xbzrle", "auto-converge"),
         options={
@@ -265,6 +265,14 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         },
         kvm_built_in=bool(kvm["present"]),
     )
+
+
+def _displays(client: QmpClient, enums: Iterable[set[str]], deadline: Deadline) -> tuple[str, ...]:
+    known = _enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default")
+    # A module in a package of its own, and listed all the same.
+    if "dbus" in known and not _types(client, "dbus-display", deadline):
+        return tuple(name for name in known if name != "dbus")
+    return known
 
 
 def _types(client: QmpClient, implements: str, deadline: Deadline) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ _END_SECONDS = 3.0
 @click.option("--watch", is_flag=True, help="Read along from now on, beside whoever is attached.")
 @click.option("--take-over", is_flag=True, help="Make whoever is attached go, and take its place.")
 @click.option("--resume", is_flag=True, help="Let a paused instance run, once attached.")
+@click.option("--web", is_flag=True, help="Show the screen in a browser of this host, once; prints the address.")
+@click.option(
+    "--novnc", metavar="PATH", default="/usr/share/novnc", show_default=True, help="With --web: where noVNC is."
+)
 @click.pass_obj
 def console_command(
     session: Session,
@@ -44,6 +48,8 @@ def console_command(
     watch: bool,
     take_over: bool,
     resume: bool,
+    web: bool,
+    novnc: str,
 ) -> None:
     """Attach to the console of an instance.
 
@@ -52,15 +58,25 @@ def console_command(
 
     A text console takes one client at a time. Any number may read along with --watch, or --log --follow: what the
     guest writes is kept, and they cannot type.
+
+    With --web, noVNC shows the screen in a browser; the instance needs params.vnc.websocket and a password, which
+    becomes a random one that soon expires.
     """
     if follow and not log:
         raise click.UsageError("--follow goes with --log.")
     if (log or watch) and (take_over or resume):
         raise click.UsageError("--take-over and --resume are for attaching, not for reading along.")
+    if web and (log or watch or take_over or resume):
+        raise click.UsageError("--web stands alone.")
     with session.driver() as driver:
-        console = _console(driver, instance_name(name), kind)
+        console = _console(driver, instance_name(name), (kind or "vnc") if web else kind)
         if session.as_json:
             session.output().document(console)
+        elif web:
+            from hvcore.cli.web_console import serve
+
+            with _process_of(driver, console.instance) as pidfd:
+                serve(driver, console, novnc, pidfd)
         elif log or watch:
             _read(driver, console, from_start=log, follow=watch or follow)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,8 @@ def test_what_nobody_saw_is_in_the_log(qemu_host: Any) -> None:
 def test_the_log_is_held_to_its_size(host: Any) -> None:
     """A guest that has talked a lot has filled log_size and little more once somebody has looked at the instance."""
     console = host.start(host.instance(params={"serial": {"log_size": SMALLEST}}))
-    batch = 500
-    # Not all at once: the port drops what its client is too slow for.
+    # No more at once than the guest's port holds: what is more, a guest under load may lose.
+    batch = 14
     for _ in range((SMALLEST + SLACK) // 4 // batch + 4):
         console.send(b"e" * batch)
         for _ in range(batch):
@@ -150,14 +149,18 @@ def test_disconnecting_a_picture_is_refused(host: Any) -> None:
 
 
 def test_a_client_that_reads_nothing_can_be_made_to_go(host: Any) -> None:
-    """Its full socket does not stop QEMU from dropping it."""
+    """Its full socket holds the guest up, and does not stop QEMU from dropping it."""
     host.start(host.instance()).close()
     stuck = host.attach("web1")
-    stuck.send(b"et")
-    stuck._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    stuck.expect(b"ok\r\n")
+    # Far more answers than fit into the socket, each byte of which QEMU writes by itself.
+    stuck.send(b"e" * 5000)
+    path = _log(host)
+    with FileWatch(str(path)) as watch:
+        while path.stat().st_size < 200:
+            assert select.select([watch], [], [], 30)[0]
+            watch.clear()
     host.driver.disconnect_console("web1")
     fresh = host.attach("web1")
-    fresh.send(b"T")
-    fresh.send(b"e")
-    fresh.expect(b"ok\r\n")
+    fresh.send(b"c")
+    fresh.expect(b"count=")
+    assert host.driver.get_instance_info("web1").state is hvcore.InstanceState.RUNNING

@@ -42,6 +42,7 @@ _EXPORTS: dict[str, str] = {
     "PlannedFd": "hvcore.model.plan",
     "PlannedChange": "hvcore.model.plan",
     "Console": "hvcore.model.console",
+    "ConsoleHolder": "hvcore.model.console",
     "PasswordResult": "hvcore.model.console",
     "Screenshot": "hvcore.model.console",
     "Event": "hvcore.model.events",
@@ -150,6 +151,8 @@ _EXPORTS: dict[str, str] = {
     "powercycle": "hvcore.linux",
     "boot_id": "hvcore.linux",
     "process_start_time": "hvcore.linux",
+    "console_holder": "hvcore.console_clients",
+    "device_holder": "hvcore.console_clients",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -168,6 +171,8 @@ if TYPE_CHECKING:
         DriverDescription as DriverDescription,
     )
     from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
+    from hvcore.console_clients import console_holder as console_holder
+    from hvcore.console_clients import device_holder as device_holder
     from hvcore.deadline import Deadline as Deadline
     from hvcore.definition import read_definition as read_definition
     from hvcore.directories import Directories as Directories
@@ -284,6 +289,9 @@ if TYPE_CHECKING:
     from hvcore.migration_policy import read_migration_policy as read_migration_policy
     from hvcore.model.console import (
         Console as Console,
+    )
+    from hvcore.model.console import (
+        ConsoleHolder as ConsoleHolder,
     )
     from hvcore.model.console import (
         PasswordResult as PasswordResult,

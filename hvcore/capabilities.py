@@ -25,6 +25,7 @@ class Capability(enum.StrEnum):
     BALLOON = "balloon"
     CONSOLE = "console"
     CONSOLE_PASSWORD = "console-password"  # noqa: S105 - a name, not a password
+    CONSOLE_DISCONNECT = "console-disconnect"
     SCREENSHOT = "screenshot"
     MIGRATION = "migration"
     POWERCYCLE = "powercycle"

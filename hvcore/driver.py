@@ -357,6 +357,12 @@ class Driver(Passage):
         """Say how to attach to a console; the first one when no type is given."""
         return self._named("get_instance_console", instance, timeout, kind=kind)
 
+    def disconnect_console(
+        self, instance: Instance | str, kind: str | None = None, *, timeout: float | None = None
+    ) -> Console:
+        """Make whoever is attached to a console go; the first console when no type is given."""
+        return self._named("disconnect_console", instance, timeout, kind=kind)
+
     def set_console_password(
         self,
         instance: Instance | str,

@@ -7,6 +7,7 @@ from hvcore import Step, hookimpl
 from hvcore_kvm import listen_address, packet_filter, uid_pool, unprivileged
 from hvcore_kvm.command_line import Option, PlaceRequest, device, flag, json_option, keyed, word
 from hvcore_kvm.companions import Companion, find_program
+from hvcore_kvm.dbus_display import open_dbus_display
 from hvcore_kvm.families import (
     ConsoleContext,
     ConsolePlan,
@@ -25,6 +26,14 @@ from hvcore_kvm.host_command import run_command
 from hvcore_kvm.interface import NetworkInterface, is_interface_name
 from hvcore_kvm.private_root import PrivateRoot
 from hvcore_kvm.tap import TapParameters, check_queues, check_tap, open_queue, plan_queues, plan_tap, tap_name
+from hvcore_kvm.text_console import (
+    TextConsoleParameters,
+    describe_log,
+    describe_socket,
+    disconnect_socket,
+    plan_log,
+    plan_socket,
+)
 from hvcore_kvm.uid_pool import UidPool
 from hvcore_kvm.vlan import Vlans, is_vlan, parse_vlan
 
@@ -52,12 +61,16 @@ __all__ = [
     "SecurityPlan",
     "Step",
     "TapParameters",
+    "TextConsoleParameters",
     "UidPool",
     "Vlans",
     "check_forwards",
     "check_queues",
     "check_tap",
+    "describe_log",
+    "describe_socket",
     "device",
+    "disconnect_socket",
     "find_program",
     "flag",
     "hookimpl",
@@ -66,10 +79,13 @@ __all__ = [
     "json_option",
     "keyed",
     "listen_address",
+    "open_dbus_display",
     "open_queue",
     "packet_filter",
     "parse_vlan",
+    "plan_log",
     "plan_queues",
+    "plan_socket",
     "plan_tap",
     "run_command",
     "tap_name",

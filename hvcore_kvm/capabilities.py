@@ -268,7 +268,7 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         ),
         block_drivers=_block_drivers(client, _enum(enums, "qcow2", "raw", "file"), deadline),
         character_devices=_enum(enums, "pty", "socket", "null"),
-        displays=_enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default"),
+        displays=_displays(client, enums, deadline),
         network_backends=_enum(enums, "user", "socket", "hubport"),
         audio_drivers=_audio_drivers(path, deadline),
         migration_capabilities=_enum(enums, "xbzrle", "auto-converge"),
@@ -296,6 +296,14 @@ def _audio_drivers(path: str, deadline: Deadline) -> tuple[str, ...]:
 
 
 _AUDIO_DRIVERS = "Available audio drivers:"
+
+
+def _displays(client: QmpClient, enums: Iterable[set[str]], deadline: Deadline) -> tuple[str, ...]:
+    known = _enum(enums, "none", "default", "egl-headless") or _enum(enums, "none", "default")
+    # A module in a package of its own, and listed all the same.
+    if "dbus" in known and not _types(client, "dbus-display", deadline):
+        return tuple(name for name in known if name != "dbus")
+    return known
 
 
 def _types(client: QmpClient, implements: str, deadline: Deadline) -> tuple[str, ...]:

@@ -259,7 +259,7 @@ def _ids(text: str) -> Iterable[str]:
 
 _OWN_IDS = (
     *("disk-", "nic-", "net-", "image-", "secret-", "throttle-", "group-", "iothread", "cdrom", "usb-device", "share"),
-    *("scsi", "sata", "serial", "host", "vnc", "spice"),
+    *("scsi", "sata", "serial", "host", "vnc", "spice", "virtconsole", "pty"),
 )
 _OWN_NAMES = frozenset(
     (

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from hvcore import Directories, HostError, private_directory, read_record, write_record
+from hvcore_kvm.ring_log import Precious, hold_to_size, nothing_precious, read_newest
 
 T = TypeVar("T")
 
@@ -174,6 +175,12 @@ class InstanceDirectory:
         """The last bytes of a file as text; empty when it is not there."""
         return read_tail(self._open(self.path), name, limit)
 
+    def hold_to_size(self, name: str, limit: int, precious: Precious = nothing_precious) -> None:
+        """Give back what is older than the newest bytes of a file that others append to; see `ring_log`."""
+        fd = self._open(self.path)
+        if fd is not None:
+            hold_to_size(fd, name, limit, precious)
+
     def remove_volatile(self) -> None:
         """Remove the volatile directory and everything in it."""
         self.close()
@@ -249,7 +256,9 @@ def read_tail(directory_fd: int | None, name: str, limit: int) -> str:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             return ""
-        return os.pread(fd, limit, max(0, found.st_size - limit)).decode(errors="replace")
+        if found.st_size <= limit:
+            return os.pread(fd, limit, 0).decode(errors="replace")
+        return read_newest(fd, limit).decode(errors="replace")
     finally:
         os.close(fd)
 

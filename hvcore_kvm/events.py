@@ -7,6 +7,7 @@ character device. SIGKILL leaves no line: the end of the file and a dead process
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,33 @@ import attrs
 
 from hvcore import Cause, Event, InstanceState, StateReason
 from hvcore_kvm.directory import EVENTS, InstanceDirectory
+from hvcore_kvm.ring_log import PAGE, SLACK, Segment
 from hvcore_kvm.runtime import StopRequest
 
 TAIL = 256 * 2**10
 """How much of the end of the file is read, in bytes. It is QEMU's: a guest that has taken it over may fill it."""
 
+LIMIT = TAIL - SLACK
+"""How much of the file is kept, in bytes, besides the last of each of the telling events."""
+
 ANSWER_WINDOW = 600.0
 """Seconds after our asking in which a power-off of the guest counts as the answer to it."""
+
+TELLING = (
+    "RESUME",
+    "STOP",
+    "SUSPEND",
+    "WAKEUP",
+    "RESET",
+    "POWERDOWN",
+    "WATCHDOG",
+    "BLOCK_IO_ERROR",
+    "GUEST_PANICKED",
+    "SHUTDOWN",
+)
+"""Events that say what an instance is doing, or why it ended. The last of each stays in the file, however old."""
+
+_CHUNK = 2**20
 
 _ENDINGS: dict[str, tuple[InstanceState, Cause, str]] = {
     "guest-shutdown": (InstanceState.SHUTDOWN_BY_USER, Cause.GUEST_SHUTDOWN, "the guest powered itself off"),
@@ -51,7 +72,27 @@ class QemuEvent:
 
 def read_events(directory: InstanceDirectory) -> tuple[QemuEvent, ...]:
     """The events at the end of an instance's file; lines that are no events are passed over."""
-    return parse_events(directory.tail(EVENTS, TAIL))
+    return parse_events(directory.tail(EVENTS, TAIL + 2 * PAGE * len(TELLING)))
+
+
+def last_of_each(fd: int, pieces: Sequence[Segment]) -> Sequence[Segment]:
+    """Where in some pieces of an open event file the last of each of the telling events stands."""
+    found: dict[str, Segment] = {}
+    for begin, end in pieces:
+        for offset in range(begin, end, _CHUNK):
+            # A line may begin in one chunk and end in the next, or behind the last of a piece.
+            chunk = os.pread(fd, _CHUNK + PAGE, offset)
+            for name in TELLING:
+                at = chunk.rfind(f'"event": "{name}"'.encode(), 0, _CHUNK + len(name) + 16)
+                if at >= 0:
+                    line = chunk.rfind(b"\n", 0, at) + 1
+                    after = chunk.find(b"\n", at)
+                    cut_off = line == 0
+                    found[name] = (
+                        max(0, offset + line - (PAGE if cut_off else 0)),
+                        offset + (after if after >= 0 else len(chunk)),
+                    )
+    return tuple(found.values())
 
 
 def parse_events(text: str) -> tuple[QemuEvent, ...]:

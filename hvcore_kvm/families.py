@@ -165,6 +165,8 @@ class ConsoleContext:
         virtio_serial: asks for a virtio-serial controller, shared by all who ask, and returns the name of its bus.
         reads: says that QEMU opens a file, directory or device of the host by its path; a security model may show it
             nothing else.
+        log: asks for a file of this name in the instance's directory of which this many of the newest bytes are kept;
+            returns the path by which QEMU opens it, for appending only: ``logfile`` with ``logappend=on``.
     """
 
     instance: Instance
@@ -176,6 +178,7 @@ class ConsoleContext:
     secret: Callable[[str, str, str], None]
     virtio_serial: Callable[[], str]
     reads: Callable[[str], None]
+    log: Callable[[str, int], str]
 
 
 @attrs.frozen(kw_only=True)
@@ -193,11 +196,14 @@ class EndpointContext:
         name: name of the instance.
         directory: the instance's directory, where its sockets are.
         parameters: the type's own parameters.
+        ask: gives a QMP command with its arguments to QEMU's monitor for questions, and returns the answer. Raises
+            `HypervisorRefused`, or `DeadlineExceeded` when QEMU does not answer.
     """
 
     name: str
     directory: str
     parameters: Any
+    ask: Callable[[str, Mapping[str, Any]], Any]
 
     def socket_path(self, name: str) -> str:
         """Path of a socket that `ConsoleContext.listen` was asked for."""
@@ -208,7 +214,8 @@ class ConsoleBackend(Protocol):
     """One type of console.
 
     It may have a method ``assess(instance, parameters)``, which yields findings that are no errors: what is legal and
-    unwise.
+    unwise. Where one client keeps others out, it may have a method ``disconnect(context)`` with an `EndpointContext`,
+    which makes the client go.
     """
 
     def check(self, instance: Instance, parameters: Any) -> Iterable[Finding]:

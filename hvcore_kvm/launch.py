@@ -297,6 +297,7 @@ class Launch:
             cpu_model=d.cpu_model,
             qemu_version=d.capabilities.version_text,
             ports=self._plan.ports,
+            logs=self._plan.logs,
         )
         self._directory.write(RECORD, record, schema=SCHEMA)
 

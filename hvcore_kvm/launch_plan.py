@@ -101,6 +101,7 @@ class LaunchPlan:
         security: how the process is confined.
         reads: files, directories and devices of the host that QEMU opens by their path.
         limits: what it may take of the host.
+        logs: files that QEMU appends to, and the bytes of each that are kept.
         paused: the guest stays paused.
     """
 
@@ -115,6 +116,7 @@ class LaunchPlan:
     security: SecurityPlan
     reads: tuple[str, ...]
     limits: Limits
+    logs: Mapping[str, int]
     paused: bool
 
     @property
@@ -251,6 +253,7 @@ def plan_launch(
         security=security,
         reads=tuple(builder.paths),
         limits=_limits(decisions, security),
+        logs=builder.logs,
         paused=paused,
     )
     return plan, builder.findings
@@ -275,6 +278,7 @@ def _add_consoles(builder: Builder) -> None:
             secret=builder.secret,
             virtio_serial=builder.virtio_serial,
             reads=builder.reads,
+            log=builder.log,
         )
         builder.add(*console.backend.plan(context).options)
 

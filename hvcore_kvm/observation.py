@@ -24,8 +24,9 @@ from hvcore import (
 )
 from hvcore_kvm import process
 from hvcore_kvm.companions import COMPANIONS, CompanionRecords
-from hvcore_kvm.directory import JOURNAL, QUERY, InstanceDirectory
-from hvcore_kvm.events import QemuEvent, ending, last, read_events
+from hvcore_kvm.directory import COMPANIONS_OUTPUT, EVENTS, JOURNAL, QUERY, STDERR, InstanceDirectory
+from hvcore_kvm.events import LIMIT as EVENTS_LIMIT
+from hvcore_kvm.events import QemuEvent, ending, last, last_of_each, read_events
 from hvcore_kvm.listing import find_process
 from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
@@ -46,6 +47,9 @@ EXTRA_ARGUMENTS = "extra-args"
 """Mark of an instance that runs with QEMU options of its owner."""
 
 COMMANDS = ("query-status", "query-cpus-fast", "query-balloon")
+
+OUTPUT_LIMIT = 256 * 2**10
+"""How much is kept of what QEMU and its companions print, in bytes."""
 
 _RUN_STATES: dict[str, tuple[InstanceState, Cause]] = {
     "prelaunch": (InstanceState.PRELAUNCH, Cause.STARTED_PAUSED),
@@ -129,6 +133,7 @@ def observe(directory: InstanceDirectory) -> Observed:
             found[name] = directory.read(name, kind, schema=SCHEMA)
         except RecordError as error:
             damage.append(error.message)
+    _hold_to_size(directory, found.get(RECORD))
     running: ProcessRecord | None = found.get(PROCESS) or _lost_process(directory)
     # Asked before the events are read: a process seen dead has written its last line.
     alive = running is not None and process.is_alive(running.identity)
@@ -148,6 +153,15 @@ def observe(directory: InstanceDirectory) -> Observed:
         ended=None if alive else _written_end(directory, running),
         damage="; ".join(damage),
     )
+
+
+def _hold_to_size(directory: InstanceDirectory, record: RuntimeRecord | None) -> None:
+    """Give back what is too old of everything that grows: nobody else watches these files."""
+    directory.hold_to_size(EVENTS, EVENTS_LIMIT, last_of_each)
+    for name in (STDERR, COMPANIONS_OUTPUT):
+        directory.hold_to_size(name, OUTPUT_LIMIT)
+    for name, limit in record.logs.items() if record is not None else ():
+        directory.hold_to_size(name, limit)
 
 
 def _lost_process(directory: InstanceDirectory) -> ProcessRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from typing import Any
 
@@ -39,6 +40,7 @@ from hvcore import (
     Recovery,
     Screenshot,
     Transition,
+    UnsupportedOperation,
     definition_changes,
     powercycle,
     read_node_info,
@@ -315,9 +317,30 @@ class Operations:
     def get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
         with self._directory(name) as directory:
-            console, parameters = self._offered(directory, kind)
-            context = EndpointContext(name=name, directory=directory.path, parameters=parameters)
+            console, context = self._endpoint(directory, kind, deadline)
             return console.backend.endpoint(context)
+
+    def disconnect_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
+        """Make whoever is attached go."""
+        with self._directory(name) as directory:
+            console, context = self._endpoint(directory, kind, deadline)
+            disconnect = getattr(console.backend, "disconnect", None)
+            if disconnect is None:
+                raise UnsupportedOperation(f"clients of console type {console.name} do not keep others out")
+            before = console.backend.endpoint(context)
+            disconnect(context)
+            return before
+
+    def _endpoint(
+        self, directory: InstanceDirectory, kind: str | None, deadline: Deadline
+    ) -> tuple[ConsoleType, EndpointContext]:
+        console, parameters = self._offered(directory, kind)
+        return console, EndpointContext(
+            name=directory.name,
+            directory=directory.path,
+            parameters=parameters,
+            ask=functools.partial(screen.ask, directory, deadline),
+        )
 
     def set_console_password(
         self, name: str, kind: str, password: str, expires: float | None, deadline: Deadline

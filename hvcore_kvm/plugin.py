@@ -50,6 +50,11 @@ CLAIMS = (
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
     Claim(
+        capability=Capability.CONSOLE_DISCONNECT,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the console has to be one that takes one client at a time: serial or virtconsole",
+    ),
+    Claim(
         capability=Capability.CONSOLE_PASSWORD,
         level=ClaimLevel.CONDITIONAL,
         reason="the console has to be vnc or spice, and started with a password",
@@ -214,6 +219,11 @@ class KvmDriver:
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
         return self._operations.get_instance_console(name, kind, deadline)
+
+    @hookimpl
+    def hv_disconnect_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
+        """Make room."""
+        return self._operations.disconnect_console(name, kind, deadline)
 
     @hookimpl
     def hv_set_console_password(

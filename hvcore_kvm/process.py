@@ -151,9 +151,9 @@ def end(pidfd: int, deadline: Deadline) -> bool:
 
 
 def holders(path: str) -> tuple[int, ...]:
-    """Pids of other processes that write to a file, found by its inode. For recovery; reads all of ``/proc``.
+    """Pids of other processes that append to a file, found by its inode. For recovery; reads all of ``/proc``.
 
-    One that only reads it, as somebody who looks at a log, is not meant.
+    One that only reads it, as somebody who looks at a log, is not meant, nor one that holds it to its size.
     """
     try:
         wanted = os.stat(path)
@@ -172,19 +172,19 @@ def holders(path: str) -> tuple[int, ...]:
                 seen = os.stat(f"/proc/{entry}/fd/{fd}")
             except OSError:
                 continue
-            if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino) and _writes(entry, fd):
+            if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino) and _appends(entry, fd):
                 found.append(int(entry))
                 break
     return tuple(found)
 
 
-def _writes(pid: str, fd: str) -> bool:
+def _appends(pid: str, fd: str) -> bool:
     try:
         with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
             flags = next((int(line.split()[1], 8) for line in file if line.startswith("flags:")), 0)
     except OSError:
         return False  # closed meanwhile
-    return flags & os.O_ACCMODE != os.O_RDONLY
+    return bool(flags & os.O_APPEND)
 
 
 def spawn(

@@ -37,6 +37,7 @@ class RuntimeRecord:
         cpu_model: CPU model.
         qemu_version: version of the QEMU that runs it.
         ports: PCI Express root ports it has.
+        logs: files in its directory that QEMU appends to, and the bytes of each that are kept.
     """
 
     instance: Instance
@@ -45,6 +46,7 @@ class RuntimeRecord:
     cpu_model: str
     qemu_version: str
     ports: int = 0
+    logs: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

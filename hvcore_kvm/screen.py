@@ -1,11 +1,12 @@
-"""The display of a running instance: its picture, and the passwords of its graphical consoles."""
+"""What is asked of QEMU about consoles: the picture of the display, passwords, and whatever a console type asks."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hvcore import (
     Deadline,
@@ -59,6 +60,18 @@ def _passed(client: QmpClient, fd: int, deadline: Deadline) -> Iterator[str]:
     finally:
         with contextlib.suppress(QmpError):
             client.execute("remove-fd", {"fdset-id": _FDSET}, deadline=deadline)
+
+
+def ask(directory: InstanceDirectory, deadline: Deadline, command: str, arguments: Mapping[str, Any]) -> Any:
+    """Give a command to the monitor for questions.
+
+    Raises:
+        HypervisorRefused: QEMU refused it.
+        DeadlineExceeded: QEMU does not answer.
+        OutcomeUnknown: it took the command and did not answer.
+    """
+    with _monitor(directory, QUERY, deadline) as client:
+        return client.execute(command, arguments, deadline=deadline)
 
 
 def set_password(

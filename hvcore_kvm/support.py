@@ -63,7 +63,11 @@ def supported_values(capabilities: QemuCapabilities) -> dict[str, tuple[str, ...
             "none",
             *having({"xhci": "qemu-xhci", "ehci": "usb-ehci", "uhci": "piix3-usb-uhci"}),
         ),
-        "consoles[]": ("serial", "vnc", *(("spice",) if "spice" in capabilities.options else ())),
+        "consoles[]": (
+            *("serial", "pty", "virtconsole", "vnc"),
+            *(("spice",) if "spice" in capabilities.options else ()),
+            *(("dbus",) if "dbus" in capabilities.displays else ()),
+        ),
         "disks[].uri": tuple(driver for driver in _URI_DRIVERS if driver in capabilities.block_drivers),
         "disks[].params.bus": having(_DISK_DEVICES),
         "nics[].params.model": having(NIC_DEVICES),
@@ -79,6 +83,7 @@ def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> 
         "netdev": ("network backend", set(capabilities.network_backends)),
         "blockdev": ("block driver", set(capabilities.block_drivers)),
         "chardev": ("character device", set(capabilities.character_devices)),
+        "display": ("display", set(capabilities.displays)),
     }
     if capabilities.audio_drivers:
         have["audiodev"] = ("audio driver", set(capabilities.audio_drivers))
@@ -86,19 +91,23 @@ def check_support(options: Iterable[Option], capabilities: QemuCapabilities) -> 
         if option.name == "spice" and option.form != "raw" and "spice" not in capabilities.options:
             message = f"{qemu} has no SPICE"
             yield Finding(code="unknown-spice", path=option.origin, message=message, hint=_SPICE_HINT)
-        if option.name not in have or option.form == "raw":
+        if option.name not in have or option.form not in ("json", "keyed"):
             continue
         title, there = have[option.name]
         for kind in _kinds(option):
             if kind not in there:
                 values = supported_values(capabilities).get(_general(option.origin))
-                hint = f"it has {', '.join(values)}" if values else _MODULE_HINT if title == "block driver" else None
+                hint = f"it has {', '.join(values)}" if values else _MODULES.get(title)
                 message = f"{qemu} has no {title} {kind}"
                 yield Finding(code=f"unknown-{option.name}", path=option.origin, message=message, hint=hint)
 
 
 _SPICE_HINT = "its modules may be in a package of their own: apt-get install qemu-system-modules-spice"
-_MODULE_HINT = "block drivers of storage servers are in a package of their own: apt-get install qemu-block-extra"
+_MODULES = {
+    "block driver": "block drivers of storage servers are in a package of their own: apt-get install qemu-block-extra",
+    "display": "displays are modules in packages of their own: apt-get install qemu-system-modules-opengl, or "
+    "qemu-system-gui",
+}
 
 
 def _general(origin: str) -> str:

@@ -1,4 +1,4 @@
-"""A person's terminal, or a pipe, joined to a console's UNIX socket until one of them ends.
+"""A person's terminal, or a pipe, joined to a console's socket or terminal device until one of them ends.
 
 Knows descriptors and bytes; nothing of instances and drivers.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import select
 import selectors
 import socket
 import termios
+import time
 import tty
 from collections.abc import Iterator
 
@@ -49,6 +51,21 @@ def connect(path: str) -> socket.socket:
     return client
 
 
+def open_terminal(path: str) -> int:
+    """Open a terminal device, raw, and not as the terminal of this process.
+
+    Raises:
+        OSError: it cannot be opened, or is no terminal.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        tty.setraw(fd)
+    except termios.error as error:
+        os.close(fd)
+        raise OSError(*error.args) from error
+    return fd
+
+
 @contextlib.contextmanager
 def raw_terminal(fd: int) -> Iterator[bool]:
     """Every key goes through as it is while the context lasts; the terminal is put back on every way out.
@@ -69,18 +86,18 @@ def raw_terminal(fd: int) -> Iterator[bool]:
             termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
-def converse(console: socket.socket, source: int, sink: int) -> Ended:
+def converse(console: int, source: int, sink: int) -> Ended:
     """Copy what is typed to the console and what it says to the sink.
 
     The end of the source is not the end: what the console says goes on being copied, until it closes or Ctrl-] is
     read.
 
     Args:
-        console: connected socket.
+        console: descriptor of the connection.
         source: descriptor of what is typed.
         sink: descriptor that shows what the console says.
     """
-    console.setblocking(False)
+    os.set_blocking(console, False)
     with raw_terminal(source) as typed_by_hand, selectors.PollSelector() as selector:
         conversation = _Conversation(console, source, sink, typed_by_hand, selector)
         return conversation.run()
@@ -88,7 +105,7 @@ def converse(console: socket.socket, source: int, sink: int) -> Ended:
 
 class _Conversation:
     def __init__(
-        self, console: socket.socket, source: int, sink: int, typed_by_hand: bool, selector: selectors.BaseSelector
+        self, console: int, source: int, sink: int, typed_by_hand: bool, selector: selectors.BaseSelector
     ) -> None:
         self._console = console
         self._source = source
@@ -103,7 +120,7 @@ class _Conversation:
         self._selector.register(self._source, selectors.EVENT_READ)
         while True:
             for key, events in self._selector.select():
-                if key.fileobj is self._console:
+                if key.fd == self._console:
                     if events & selectors.EVENT_WRITE:
                         self._send()
                     if events & selectors.EVENT_READ and not self._receive():
@@ -115,10 +132,11 @@ class _Conversation:
 
     def _receive(self) -> bool:
         try:
-            data = self._console.recv(_CHUNK)
+            data = os.read(self._console, _CHUNK)
         except BlockingIOError:
             return True
-        except ConnectionError:
+        except OSError:
+            # A terminal whose other side has gone says EIO.
             return False
         view = memoryview(data)
         while view:
@@ -127,10 +145,10 @@ class _Conversation:
 
     def _send(self) -> None:
         try:
-            self._pending = self._pending[self._console.send(self._pending) :]
+            self._pending = self._pending[os.write(self._console, self._pending) :]
         except BlockingIOError:
             return
-        except ConnectionError:
+        except OSError:
             # It has closed; what it said before that is still to be read.
             self._pending = b""
 
@@ -160,6 +178,7 @@ class _Conversation:
 
     def _flush(self) -> None:
         """Give what was typed before Ctrl-] a moment to arrive."""
-        self._console.settimeout(_FLUSH_SECONDS)
+        end = time.monotonic() + _FLUSH_SECONDS
         with contextlib.suppress(OSError):
-            self._console.sendall(self._pending)
+            while self._pending and select.select([], [self._console], [], max(0.0, end - time.monotonic()))[1]:
+                self._pending = self._pending[os.write(self._console, self._pending) :]

@@ -30,6 +30,27 @@ def hv_get_instance_console(name: str, kind: str | None, deadline: Deadline) -> 
 
 
 @hookspec(firstresult=True)
+def hv_disconnect_console(name: str, kind: str | None, deadline: Deadline) -> Console:
+    """Make whoever is attached to a console go, so that another one can take its place.
+
+    For a console that takes one client at a time. Who connects before the call waits, and is attached after it.
+
+    Args:
+        name: name of the instance.
+        kind: console type; ``None`` for the first the instance offers.
+        deadline: by when to be done.
+
+    Returns:
+        The console; its ``holder`` is whoever it was that had to go.
+
+    Errors: `NotRunning`; `InvalidParameters` when it does not offer the type; `UnsupportedOperation` when clients of
+    that type do not keep others out.
+
+    Capability: ``console-disconnect``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
 def hv_set_console_password(
     name: str, kind: str, password: str, expires: float | None, deadline: Deadline
 ) -> PasswordResult:

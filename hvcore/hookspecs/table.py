@@ -116,6 +116,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *_topic(
         "console",
         _row("get_instance_console", Capability.CONSOLE, timeout=5.0),
+        _row("disconnect_console", Capability.CONSOLE_DISCONNECT, timeout=5.0),
         _row("set_console_password", Capability.CONSOLE_PASSWORD, mutating=True),
         _row("screenshot", Capability.SCREENSHOT),
     ),

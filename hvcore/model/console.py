@@ -6,6 +6,23 @@ import attrs
 
 
 @attrs.frozen(kw_only=True)
+class ConsoleHolder:
+    """The process that is attached to a console which takes one client at a time.
+
+    Attributes:
+        pid: its process id; ``None`` when it belongs to a user whose processes the caller may not see.
+        user: whom it runs as: a name, or a number without one.
+        program: what it calls itself.
+        since: when it began, in seconds since the epoch; it has not been attached longer.
+    """
+
+    pid: int | None = None
+    user: str = ""
+    program: str = ""
+    since: float | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Console:
     """What a client needs to attach to one console.
 
@@ -20,6 +37,12 @@ class Console:
         command: a ready argument list of a client that attaches; empty if there is none.
         log_path: file that keeps what the guest wrote, if there is one.
         message: what a person should know, for example why there is no console.
+        device_path: terminal device to open, if it is one.
+        websocket: TCP port on ``address`` for clients in browsers, if there is one.
+        holder: who is attached, where one client at a time is; others wait until it has gone. `disconnect_console`
+            makes it go.
+        watch: a ready argument list that shows what the guest writes, beside whoever is attached; empty if there is
+            none. The file is ``log_path``, whose front may be a hole: begin at its first data, or at its end.
     """
 
     instance: str
@@ -32,6 +55,10 @@ class Console:
     command: tuple[str, ...] = ()
     log_path: str | None = None
     message: str = ""
+    device_path: str | None = None
+    websocket: int | None = None
+    holder: ConsoleHolder | None = None
+    watch: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import attrs
+
 from hvcore import Console, Finding, Instance
 from hvcore_kvm import (
     ConsoleContext,
     ConsolePlan,
     ConsoleType,
     EndpointContext,
+    TextConsoleParameters,
+    describe_socket,
+    disconnect_socket,
     hookimpl,
     json_option,
-    keyed,
+    plan_socket,
     word,
 )
 
 SOCKET = "serial"
 """Name of the socket in the instance's directory."""
+
+
+@attrs.frozen(kw_only=True)
+class SerialParameters(TextConsoleParameters):
+    """Parameters of console type ``serial``."""
 
 
 class SerialConsole:
@@ -34,30 +44,26 @@ class SerialConsole:
 
     def plan(self, context: ConsoleContext) -> ConsolePlan:
         """A character device on a listening socket and the port in front of it."""
-        fd = context.listen(SOCKET)
-        origin = "consoles"
-        chardev = {"id": "serial0", "fd": fd, "server": True, "wait": False}
         # The first port wherever it stands among the options: QEMU would number them in their order.
-        values = {"driver": "isa-serial", "id": "com1", "index": 0, "chardev": "serial0"}
-        port = json_option("device", values, origin=origin)
+        values = {"driver": "isa-serial", "id": "com1", "index": 0, "chardev": SOCKET}
+        port = json_option("device", values, origin="consoles")
         if context.family == "virt":
             # Its serial port is on the board, and can only be told where to go.
-            port = word("serial", "chardev:serial0", origin=origin)
-        return ConsolePlan(options=(keyed("chardev", "socket", chardev, origin=origin), port))
+            port = word("serial", f"chardev:{SOCKET}", origin="consoles")
+        return ConsolePlan(options=(plan_socket(context, SOCKET), port))
 
     def endpoint(self, context: EndpointContext) -> Console:
         """The socket; one client at a time."""
-        path = context.socket_path(SOCKET)
-        return Console(
-            instance=context.name,
-            kind="serial",
-            socket_path=path,
-            command=("socat", "STDIO,raw,echo=0,escape=0x1d", f"UNIX-CONNECT:{path}"),
-            message="One client at a time; Ctrl-] leaves.",
-        )
+        return describe_socket(context, "serial", SOCKET)
+
+    def disconnect(self, context: EndpointContext) -> None:
+        """Make the client go."""
+        disconnect_socket(context, SOCKET)
 
 
 @hookimpl
 def kvm_console_types() -> Iterator[ConsoleType]:
     """The type."""
-    yield ConsoleType(name="serial", summary="First serial port, as text.", backend=SerialConsole())
+    yield ConsoleType(
+        name="serial", summary="First serial port, as text.", backend=SerialConsole(), parameters=SerialParameters
+    )

@@ -198,6 +198,7 @@ class VncConsole:
             kind="vnc",
             address=address,
             port=given.port,
+            websocket=given.websocket,
             tls=given.tls != "none",
             authentication=asked,
             # Two colons: a port. After one, vncviewer takes small numbers for displays.

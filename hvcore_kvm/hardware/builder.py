@@ -52,6 +52,7 @@ class Builder:
         self.findings: list[Finding] = []
         self.paths: list[str] = []
         self.ports, self._pluggable = self._plan_ports()
+        self.logs: dict[str, int] = {}
         self._fdsets = 0
         self._once: set[str] = set()
 
@@ -144,6 +145,13 @@ class Builder:
         directory = self.directory
         request = FdRequest(name=name, purpose="listening UNIX socket", open=lambda: directory.listen(name))
         return self.fd(request)
+
+    def log(self, name: str, limit: int, origin: str = "consoles") -> str:
+        """A file in the instance's directory that QEMU appends to and that is held to a size; returns its path."""
+        directory = self.directory
+        self.logs[name] = limit
+        request = FdRequest(name=name, purpose="file QEMU appends to", open=lambda: directory.append_only(name))
+        return self.fdset(request, origin)
 
     def secret(self, ident: str, path: str, origin: str) -> None:
         """Add a secret object: QEMU reads it from a descriptor, so that it is in no argument list."""

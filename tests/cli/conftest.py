@@ -40,6 +40,7 @@ def hv(environment: dict[str, str]) -> Hv:
         given = {"env": environment, "timeout": DEADLINE, "stdin": subprocess.DEVNULL, **options}
         return subprocess.run(command, capture_output=True, text=True, check=False, **given)
 
+    run.environment = environment  # type: ignore[attr-defined]
     return run
 
 

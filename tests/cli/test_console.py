@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -77,6 +79,20 @@ def terminal(environment: dict[str, str], instance_file: Path) -> Iterator[Calla
             return made
 
         yield run
+
+
+@contextlib.contextmanager
+def _piped(hv: Hv, *arguments: str) -> Iterator[Any]:
+    """``hv`` with pipes, while the context lasts."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "hvcore.cli", *arguments]
+    environment = hv.environment  # type: ignore[attr-defined]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.kill()
 
 
 def test_a_person_talks_to_a_guest_and_leaves(hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path) -> None:
@@ -154,6 +170,128 @@ def test_a_pipe_that_switches_the_guest_off_ends_with_it(instance_file: Path, en
         process.stdin.close()
         assert process.stdout.read() == b"ok\r\n"
         assert b"the guest powered itself off" in process.stderr.read()
+        assert process.wait(SOON) == 0
+
+
+def test_the_log_is_shown_without_attaching(hv: Hv, instance_file: Path) -> None:
+    """With --log, everything the guest wrote is printed, also what nobody saw; the console stays free."""
+    hv("start", instance_file)
+    with _piped(hv, "console", "web1") as process:
+        process.stdin.write(b"e")
+        assert process.stdout.readline() == b"ok\r\n"
+        shown = hv("console", "web1", "--log")
+        while "ok" not in shown.stdout:
+            shown = hv("console", "web1", "--log")
+        assert shown.stdout == "HVCORE-GUEST ready firmware\nok\n"
+        assert shown.returncode == 0
+        process.stdin.write(b"\x1d")
+    assert hv("console", "web1", "--follow").returncode == 2
+    assert hv("console", "web1", "--watch", "--take-over").returncode == 2
+
+
+def test_many_read_along_and_one_writes(hv: Hv, instance_file: Path) -> None:
+    """Watchers see what the guest says to the one who types, from the start or from now on, until it ends."""
+    hv("start", instance_file)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(_piped(hv, "console", "web1"))
+        writer.stdin.write(b"e")
+        assert writer.stdout.readline() == b"ok\r\n"
+        late = [stack.enter_context(_piped(hv, "console", "web1", "--watch")) for _ in range(2)]
+        early = stack.enter_context(_piped(hv, "console", "web1", "--log", "--follow"))
+        for watcher in (*late, early):
+            assert b"Reading along" in watcher.stderr.readline()
+        assert early.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        assert early.stdout.readline() == b"ok\r\n"
+        writer.stdin.write(b"c")
+        for watcher in late:
+            line = watcher.stdout.readline()
+            # QEMU writes to the client first and then to the log: this one may have been early enough.
+            assert b"count=" in (watcher.stdout.readline() if line == b"ok\r\n" else line)
+        assert b"count=" in early.stdout.readline()
+        writer.stdin.write(b"q")
+        for watcher in (*late, early):
+            assert b"shutdown-by-user" in watcher.stderr.read()
+            assert watcher.wait(SOON) == 0
+
+
+def test_a_watcher_leaves(terminal: Callable[..., _Terminal], hv: Hv, instance_file: Path) -> None:
+    """Ctrl-] ends reading along, what is typed goes nowhere, and the terminal is as it was."""
+    hv("start", instance_file)
+    person = terminal("console", "web1", "--log", "--follow")
+    person.until(b"HVCORE-GUEST ready firmware")
+    person.type(b"q")
+    person.type(b"\x1d")
+    person.until(b"web1 runs on")
+    assert person.process.wait(SOON) == 0
+    assert person.settings() == person.before
+    assert "state        running" in hv("info", "web1").stdout
+
+
+def test_the_second_is_told_who_is_first_and_may_take_over(hv: Hv, instance_file: Path) -> None:
+    """One console, one client: the next one is told at once who holds it; with --take-over the first leaves."""
+    hv("start", instance_file)
+    with _piped(hv, "console", "web1") as first, contextlib.ExitStack() as stack:
+        first.stdin.write(b"e")
+        assert first.stdout.readline() == b"ok\r\n"
+        refused = hv("console", "web1")
+        assert refused.returncode == 4
+        assert f"held by process {first.pid} (" in refused.stderr
+        assert "--take-over" in refused.stderr
+        second = stack.enter_context(_piped(hv, "console", "web1", "--take-over"))
+        second.stdin.write(b"e")
+        assert second.stdout.readline() == b"ok\r\n"
+        told = first.stderr.read()
+        assert f"taken over by process {second.pid} (".encode() in told
+        assert first.wait(SOON) == 0
+        second.stdin.write(b"\x1d")
+        assert second.wait(SOON) == 0
+
+
+def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file: Path) -> None:
+    """One that knows nothing of hv holds the console: it is found by the kernel, and made to go."""
+    hv("start", instance_file)
+    path = json.loads(hv("console", "web1", "--json").stdout)["socket_path"]
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(path)
+        other.sendall(b"e")
+        assert other.recv(1) == b"o"
+        refused = hv("console", "web1")
+        assert f"held by process {os.getpid()} (" in refused.stderr
+        with _piped(hv, "console", "web1", "--take-over") as process:
+            process.stdin.write(b"c")
+            line = process.stdout.readline()
+            while b"count=" not in line:
+                assert line, process.stderr.read()
+                line = process.stdout.readline()
+            while other.recv(64):
+                pass
+            process.stdin.write(b"\x1d")
+
+
+def test_the_first_byte_after_a_paused_start(hv: Hv, instance_file: Path) -> None:
+    """Started paused, attached with --resume: the first byte of the guest is the first that is shown."""
+    hv("start", instance_file, "--paused")
+    with _piped(hv, "console", "web1", "--resume") as process:
+        assert process.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        process.stdin.write(b"\x1d")
+    assert "state        running" in hv("info", "web1").stdout
+
+
+def test_a_pty_is_attached_to(hv: Hv, instance_file: Path) -> None:
+    """A console on a terminal device is used as one on a socket; it is the first text console when VNC stands first."""
+    text = instance_file.read_text().replace("[params]", 'consoles = ["vnc", "pty"]\n[params]')
+    instance_file.write_text(text)
+    assert hv("start", instance_file).returncode == 0
+    with _piped(hv, "console", "web1") as process:
+        process.stdin.write(b"e")
+        line = process.stdout.readline()
+        while line != b"ok\r\n":
+            assert line == b"HVCORE-GUEST ready firmware\r\n"
+            line = process.stdout.readline()
+        refused = hv("console", "web1", "--type", "pty")
+        assert refused.returncode == 4
+        assert f"held by process {process.pid}" in refused.stderr
+        process.stdin.write(b"\x1d")
         assert process.wait(SOON) == 0
 
 

@@ -30,7 +30,7 @@ class _Conversation:
         self._thread.start()
 
     def _run(self) -> None:
-        self.ended.append(converse(self._console, self._source, self._sink))
+        self.ended.append(converse(self._console.fileno(), self._source, self._sink))
 
     def close_keys(self) -> None:
         if self.keys >= 0:

@@ -210,3 +210,50 @@ def test_no_page_names_a_place_of_one_machine() -> None:
     """Pages speak of no home directory and no working copy of anybody."""
     private = re.compile(r"/home/\w+|/root/|/tmp/\w")
     assert [page.name for page in PAGES if private.search(page.read_text())] == []
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> dict[str, str]:
+    """The environment of a person with hvcore and without the network: commands, and a place for packages."""
+    site, commands = tmp_path / "venv", tmp_path / "commands"
+    commands.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(site)], check=True, timeout=120)
+    (packages,) = site.glob("lib/python*/site-packages")
+    (packages / "outer.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+    with (packages / "outer.pth").open("a") as file:
+        file.write(f"{ROOT}\n")
+    python = site / "bin" / "python"
+    for name, words in (("hv", "-m hvcore.cli"), ("pip", "-m pip"), ("pytest", "-m pytest -q -p no:cacheprovider")):
+        (commands / name).write_text(f'#!/bin/sh\nexec {python} {words} "$@"\n')
+        (commands / name).chmod(0o755)
+    own = {f"HV_{kind.upper()}_DIRECTORY": str(tmp_path / kind) for kind in ("state", "data", "cache")}
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_ROOT_USER_ACTION": "ignore"}
+    return {**os.environ, **own, **offline, "PATH": f"{commands}:{os.environ['PATH']}"}
+
+
+@pytest.mark.qemu
+def test_a_console_type_is_made_as_the_page_says(fresh: dict[str, str], tmp_path: Path) -> None:
+    """Every command of the page, in its order, in a fresh environment; every file is written where it says."""
+    place = tmp_path / "work"
+    place.mkdir()
+    said = []
+    for found in _BLOCK.finditer((DOCS / "plugin-console-type.md").read_text()):
+        mark = found["mark"] or ""
+        if mark.startswith("file: "):
+            path = place / mark.removeprefix("file: ")
+            assert path.exists() == path.name.endswith(".py"), f"{path.name} is not where it is said to be"
+            path.write_text(found["text"])
+        for line in found["text"].splitlines() if mark == "shell" else ():
+            command = line.removeprefix("$ ")
+            if command.startswith("cd "):
+                place /= command.removeprefix("cd ")
+                continue
+            done = subprocess.run(
+                command, shell=True, cwd=place, env=fresh, capture_output=True, text=True, timeout=150
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            said.append(done.stdout)
+    text = "".join(said)
+    assert "params.second-port.number" in text
+    assert '"kind": "second-port"' in text
+    assert not [path for path in (tmp_path / "state").rglob("*") if not path.is_dir() and path.suffix != ".lock"]

@@ -69,6 +69,7 @@ def _calls(subject: Subject, name: str) -> dict[str, Callable[[], object]]:
         "resize_disk": lambda: driver.resize_disk(name, "0b9af6e5-8f4c-4f6c-9f6e-9d2b4f1f7d11", 1 << 30),
         "balloon_instance_memory": lambda: driver.balloon_instance_memory(name, 1 << 26),
         "get_instance_console": lambda: driver.get_instance_console(name),
+        "disconnect_console": lambda: driver.disconnect_console(name),
         "set_console_password": lambda: driver.set_console_password(name, "vnc", "conformance"),
         "screenshot": lambda: driver.screenshot(name),
         "versions_safe_for_migration": lambda: driver.versions_safe_for_migration("1.0", "1.0"),

@@ -32,6 +32,9 @@ FAMILIES = {
     "security model confined": "test_security_confined.py",
     "security model pool": "test_security_pool.py",
     "console type vnc": "consoles/test_console_vnc.py",
+    "console type serial": "consoles/test_console_serial.py",
+    "console type pty": "consoles/test_console_pty.py",
+    "console type virtconsole": "consoles/test_console_virtconsole.py",
     "console type spice": "consoles/test_console_spice.py",
 }
 

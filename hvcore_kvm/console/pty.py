@@ -52,6 +52,8 @@ class PtyConsole:
 
     def plan(self, context: ConsoleContext) -> ConsolePlan:
         """A terminal that QEMU makes, and the port in front of it."""
+        for path in ("/dev/ptmx", "/dev/pts"):
+            context.reads(path)
         chardev = keyed("chardev", "pty", {"id": CHARDEV, **plan_log(context, CHARDEV)}, origin="consoles")
         values = {"driver": "isa-serial", "id": "com1", "index": 0, "chardev": CHARDEV}
         port = json_option("device", values, origin="consoles")

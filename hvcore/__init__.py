@@ -48,6 +48,8 @@ _EXPORTS: dict[str, str] = {
     "Event": "hvcore.model.events",
     "EventBatch": "hvcore.model.events",
     "Device": "hvcore.model.devices",
+    "Medium": "hvcore.model.devices",
+    "Processors": "hvcore.model.devices",
     "HotplugSupport": "hvcore.model.devices",
     "HotplugResult": "hvcore.model.devices",
     "ResizeResult": "hvcore.model.devices",
@@ -310,6 +312,12 @@ if TYPE_CHECKING:
     )
     from hvcore.model.devices import (
         HotplugSupport as HotplugSupport,
+    )
+    from hvcore.model.devices import (
+        Medium as Medium,
+    )
+    from hvcore.model.devices import (
+        Processors as Processors,
     )
     from hvcore.model.devices import (
         ResizeResult as ResizeResult,

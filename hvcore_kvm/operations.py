@@ -28,6 +28,7 @@ from hvcore import (
     InstanceNotFound,
     InstanceState,
     InvalidParameters,
+    Medium,
     Nic,
     NodeInfo,
     NotRunning,
@@ -35,6 +36,7 @@ from hvcore import (
     Plan,
     PolicyDenied,
     PowercycleResult,
+    Processors,
     RecordError,
     RecoveredInstance,
     Recovery,
@@ -262,6 +264,9 @@ class Operations:
             general = support_of(seen)
             if not general.supported or seen.record is None:
                 return general
+            if not isinstance(device, Disk | Nic):
+                # What stands against it is found when it is done; nothing has to be prepared.
+                return HotplugSupport(supported=action == "modify")
             plugging = self._plugging(directory, seen.record, deadline)
             return plugging.verify(action, self._identified(seen.record.instance, device))
 
@@ -269,7 +274,7 @@ class Operations:
         """Add a device."""
         with self._directory(name) as directory:
             record = self._running_record(directory)
-            known = self._identified(record.instance, device)
+            known = self._identified(record.instance, _pluggable_kind(device))
             return self._plugging(directory, record, deadline).add(known, deadline)
 
     def hot_del_device(self, name: str, device: str, force: bool, deadline: Deadline) -> HotplugResult:
@@ -282,7 +287,12 @@ class Operations:
         """Change a device."""
         with self._directory(name) as directory:
             record = self._running_record(directory)
-            return self._plugging(directory, record, deadline).modify(device, deadline)
+            plugging = self._plugging(directory, record, deadline)
+            if isinstance(device, Medium):
+                return plugging.put_in(device, deadline)
+            if isinstance(device, Processors):
+                return plugging.count_processors(device, deadline)
+            return plugging.modify(device, deadline)
 
     def _settle(
         self, directory: InstanceDirectory, deadline: Deadline, patience: float = 0.0
@@ -305,7 +315,7 @@ class Operations:
 
         return Plugging(directory, record, replan, self._families, self._announce)
 
-    def _identified(self, instance: Instance, device: Device) -> Device:
+    def _identified(self, instance: Instance, device: Disk | Nic) -> Disk | Nic:
         """A device with the identity it would have as the last of the definition."""
         uuid = (device.uuid or "").lower() or None
         given = attrs.evolve(device, uuid=uuid)
@@ -505,6 +515,15 @@ class Operations:
         if findings:
             raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
         return plan
+
+
+def _pluggable_kind(device: Device) -> Disk | Nic:
+    if isinstance(device, Disk | Nic):
+        return device
+    message = f"a {type(device).__name__.lower()} is there already and can only be modified"
+    raise InvalidParameters(
+        "the device cannot be added", FindingSet([Finding(code="not-possible", path="device", message=message)])
+    )
 
 
 def _pluggable(device: Disk | Nic) -> bool:

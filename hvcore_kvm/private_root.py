@@ -161,7 +161,7 @@ class _Tree:
         os.chown(target, self._owner, self._owner)
 
     def _show_directory(self, path: str, target: str) -> None:
-        entries = [] if path in _SYSTEM else _entries(path)
+        entries = [] if path in _SYSTEM or path.startswith("/dev/") else _entries(path)
         if any(not mode & stat.S_IROTH for _, mode in entries):
             os.mkdir(target, 0o755)
             for name, mode in entries:

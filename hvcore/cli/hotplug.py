@@ -95,6 +95,41 @@ def remove_command(session: Session, name: str, uuid: str, force: bool, timeout:
         return _show(session, driver.hot_del_device(instance_name(name), uuid, force=force, timeout=timeout))
 
 
+@hotplug_command.command(cls=HvCommand, name="medium")
+@name_argument
+@click.argument("drive")
+@click.argument("image", required=False)
+@click.option("--force", is_flag=True, help="Open a tray that the guest has locked.")
+@timeout_option
+@click.pass_obj
+def medium_command(
+    session: Session, name: str, drive: str, image: str | None, force: bool, timeout: float | None
+) -> int:
+    """Change what is in a drive: IMAGE is a path or an URL; without it the drive is emptied.
+
+    DRIVE is its place in the instance file, cdroms[0] or floppy.
+    """
+    from hvcore.model.devices import Medium
+
+    is_url = image is not None and "://" in image
+    medium = Medium(drive=drive, path=None if is_url else image, url=image if is_url else None, force=force)
+    with session.driver() as driver:
+        return _show(session, driver.hot_mod_device(instance_name(name), medium, timeout=timeout))
+
+
+@hotplug_command.command(cls=HvCommand, name="vcpus")
+@name_argument
+@click.argument("count", type=click.IntRange(1))
+@timeout_option
+@click.pass_obj
+def vcpus_command(session: Session, name: str, count: int, timeout: float | None) -> int:
+    """Give a running guest more virtual CPUs, up to its vcpus_max, or take plugged ones back."""
+    from hvcore.model.devices import Processors
+
+    with session.driver() as driver:
+        return _show(session, driver.hot_mod_device(instance_name(name), Processors(count=count), timeout=timeout))
+
+
 @click.command(cls=HvCommand, name="apply")
 @file_argument
 @timeout_option
@@ -131,13 +166,22 @@ def apply_command(session: Session, file: str, timeout: float | None) -> int:
 def apply_changes(
     driver: Driver, instance: Instance, changes: tuple[PlannedChange, ...], timeout: float | None
 ) -> tuple[list[HotplugResult], list[PlannedChange]]:
-    """Apply differences to a running instance.
+    """Apply differences to a running instance: its devices, and how many virtual CPUs it has.
 
     Returns:
         What became of each device, and the differences that have to wait for the next start.
     """
+    from hvcore.model.devices import Processors
+
     done: list[HotplugResult] = []
+    vcpus = next((change for change in changes if change.path == "vcpus"), None)
+    if vcpus is not None:
+        try:
+            done.append(driver.hot_mod_device(instance.name, Processors(count=instance.vcpus), timeout=timeout))
+        except InvalidParameters:
+            vcpus = None  # more or fewer than can be plugged: at the next start
     left = [change for change in changes if change.device is None or change.effect == "start"]
+    left = [change for change in left if change is not vcpus]
     waiting = {change.device for change in left if change.device is not None}
     # What goes first makes room for what comes.
     gone = [change for change in changes if change.after is None and _is_whole(change) and change not in left]

@@ -8,8 +8,37 @@ import attrs
 
 from hvcore.model.instance import Disk, Nic
 
-Device = Disk | Nic
-"""What the hotplug operations take."""
+
+@attrs.frozen(kw_only=True)
+class Medium:
+    """What is to be in a removable drive; for `hot_mod_device`. Without path and URL the drive is emptied.
+
+    Attributes:
+        drive: the drive, by its place in the driver's parameters, such as ``cdroms[0]`` or ``floppy``.
+        path: image file.
+        url: image that is read over the network.
+        force: open a tray that the guest has locked.
+    """
+
+    drive: str
+    path: str | None = None
+    url: str | None = None
+    force: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Processors:
+    """How many virtual CPUs the guest is to have; for `hot_mod_device`.
+
+    Attributes:
+        count: that many, at most the largest number it was started for.
+    """
+
+    count: int
+
+
+Device = Disk | Nic | Medium | Processors
+"""What the hotplug operations take; a medium and processors are there already, and can only be modified."""
 
 Action = Literal["add", "remove", "modify"]
 """What a hotplug operation does."""
@@ -33,7 +62,7 @@ class HotplugResult:
     """What became of a hotplug request.
 
     Attributes:
-        device: uuid of the device.
+        device: uuid of the device; the drive of a medium, or ``vcpus``.
         done: it has happened; ``False`` when the guest has been asked and has not answered yet (*pending*).
         detail: for people.
     """

@@ -62,7 +62,7 @@ class Addition:
         self._write_down(journal, after)
         for values in wanted.objects:
             self._object(journal, values)
-        sets = self._images(journal)
+        sets = pass_images(journal, monitor, wanted)
         for node in wanted.nodes:
             name = node["node-name"]
             add = functools.partial(monitor.execute, "blockdev-add", with_sets(node, sets))
@@ -99,21 +99,6 @@ class Addition:
         undo = functools.partial(self._monitor.take_back, "object-del", {"id": values["id"]})
         journal.run(Step(name=f"object {values['id']}", do=do, undo=undo))
 
-    def _images(self, journal: Journal) -> dict[int, int]:
-        """Pass on the descriptors of images; returns the number of each set by its number in the plan."""
-        wanted, monitor = self._wanted, self._monitor
-        taken = [row["fdset-id"] for row in monitor.execute("query-fdsets")] if wanted.images else []
-        number = max([_FIRST_SET, *(one + 1 for one in taken if one < _LAST_SET)])
-        sets = {}
-        for planned, request in wanted.images.items():
-            sets[planned] = number
-            arguments = {"fdset-id": number, "opaque": wanted.ident}
-            pass_on = functools.partial(self._pass, request.open, "add-fd", arguments)
-            remove = functools.partial(monitor.take_back, "remove-fd", {"fdset-id": number})
-            journal.run(Step(name=f"descriptor of {request.name}", do=pass_on, undo=remove))
-            number += 1
-        return sets
-
     def _connect(self, journal: Journal) -> None:
         """Bring up a NIC's connection on the host, and hand it to QEMU."""
         wanted, monitor = self._wanted, self._monitor
@@ -134,7 +119,7 @@ class Addition:
             names: dict[int, str] = {}
             for number in netdev_numbers(wanted.netdev):
                 names[number] = name = f"{wanted.ident}-{len(names)}"
-                pass_on = functools.partial(self._pass, wanted.fds[number].open, "getfd", {"fdname": name})
+                pass_on = functools.partial(_pass, monitor, wanted.fds[number].open, "getfd", {"fdname": name})
                 # A name survives the connection that passed it, until a backend takes it.
                 remove = functools.partial(monitor.take_back, "closefd", {"fdname": name})
                 journal.run(Step(name=f"descriptor {name}", do=pass_on, undo=remove))
@@ -150,12 +135,28 @@ class Addition:
             name = self._ledger.instance.name
             self._announce(InterfaceEvent(instance=name, nic=nic.nic, interface=plan.interface, change="up"))
 
-    def _pass(self, open_it: Callable[[], int], command: str, arguments: Mapping[str, Any]) -> None:
-        fd = open_it()
-        try:
-            self._monitor.execute(command, arguments, fds=(fd,))
-        finally:
-            os.close(fd)
+
+def pass_images(journal: Journal, monitor: Monitor, wanted: DevicePlan) -> dict[int, int]:
+    """Pass on the descriptors of images; returns the number of each set by its number in the plan."""
+    taken = [row["fdset-id"] for row in monitor.execute("query-fdsets")] if wanted.images else []
+    number = max([_FIRST_SET, *(one + 1 for one in taken if one < _LAST_SET)])
+    sets = {}
+    for planned, request in wanted.images.items():
+        sets[planned] = number
+        arguments = {"fdset-id": number, "opaque": wanted.ident}
+        do = functools.partial(_pass, monitor, request.open, "add-fd", arguments)
+        undo = functools.partial(monitor.take_back, "remove-fd", {"fdset-id": number})
+        journal.run(Step(name=f"descriptor of {request.name}", do=do, undo=undo))
+        number += 1
+    return sets
+
+
+def _pass(monitor: Monitor, open_it: Callable[[], int], command: str, arguments: Mapping[str, Any]) -> None:
+    fd = open_it()
+    try:
+        monitor.execute(command, arguments, fds=(fd,))
+    finally:
+        os.close(fd)
 
 
 def _nothing() -> None:

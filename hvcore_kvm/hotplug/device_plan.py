@@ -83,6 +83,28 @@ def plan_of(plan: LaunchPlan, uuid: str) -> DevicePlan:
     )
 
 
+def medium_of(plan: LaunchPlan, origin: str) -> DevicePlan:
+    """Cut what is in a removable drive out of the plan of its whole instance.
+
+    Args:
+        plan: the plan.
+        origin: the drive's place in the definition, such as ``params.cdroms[0]``.
+    """
+    options = [option for option in plan.options if option.origin == origin]
+    fds = {process.FIRST_FD + index: request for index, request in enumerate(plan.fds)}
+    drives = [option.value for option in options if option.name == "device" and "drive" in option.value]
+    device: Mapping[str, Any] = drives[0] if drives else {}
+    return DevicePlan(
+        uuid="",
+        kind="disk",
+        ident=str(device.get("id", "")),
+        images={int(o.value["set"]): fds[int(o.value["fd"])] for o in options if o.name == "add-fd"},
+        nodes=_values(options, "blockdev"),
+        device=device,
+        fds=fds,
+    )
+
+
 def _values(options: list[Option], name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(option.value for option in options if option.name == name)
 

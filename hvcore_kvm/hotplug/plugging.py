@@ -18,8 +18,10 @@ from hvcore import (
     Instance,
     InvalidParameters,
     Journal,
+    Medium,
     Nic,
     OutcomeUnknown,
+    Processors,
     Step,
     WrongState,
 )
@@ -29,8 +31,10 @@ from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hotplug.addition import Addition
 from hvcore_kvm.hotplug.device_plan import DevicePlan, plan_of
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
+from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
+from hvcore_kvm.hotplug.processors import change_processors
 from hvcore_kvm.hotplug.removal import Removal
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.observation import Observed
@@ -149,6 +153,18 @@ class Plugging:
                 self._change(journal, monitor, how, wanted)
         self._ledger.write(after)
         return HotplugResult(device=uuid, done=True, detail="changed; the guest kept its device")
+
+    def put_in(self, medium: Medium, deadline: Deadline) -> HotplugResult:
+        """Change what is in a removable drive; see `change_medium`."""
+        with connect(self._directory, deadline) as monitor:
+            self._removal(monitor).settle()
+            return change_medium(self._ledger, monitor, medium, self._replan)
+
+    def count_processors(self, wanted: Processors, deadline: Deadline) -> HotplugResult:
+        """Change how many virtual CPUs there are; see `change_processors`."""
+        with connect(self._directory, deadline) as monitor:
+            self._removal(monitor).settle()
+            return change_processors(self._ledger, monitor, wanted)
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         """Complete or take back what is under way, by what QEMU has; returns what became of each.

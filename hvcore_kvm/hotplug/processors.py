@@ -1,0 +1,100 @@
+"""Changing how many virtual CPUs a guest has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from hvcore import Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters, Journal, Processors, Step
+from hvcore_kvm.hotplug.ledger import Ledger
+from hvcore_kvm.hotplug.monitor import Monitor
+
+_PREFIX = "vcpu"
+_LOOK_AGAIN = 0.2
+
+
+def change_processors(ledger: Ledger, monitor: Monitor, wanted: Processors) -> HotplugResult:
+    """Plug virtual CPUs, or ask the guest to let go of some that were plugged.
+
+    Raises:
+        InvalidParameters: more than the guest was started for, or fewer than it was started with.
+        HypervisorRefused: QEMU's own words.
+    """
+    slots = monitor.execute("query-hotpluggable-cpus")
+    used = [slot for slot in slots if "qom-path" in slot]
+    free = [slot for slot in slots if "qom-path" not in slot]
+    # QEMU lists the last one first.
+    free.reverse()
+    now = sum(slot["vcpus-count"] for slot in used)
+    if wanted.count > now:
+        _plug(ledger, monitor, free, now, wanted.count, now + sum(slot["vcpus-count"] for slot in free))
+    elif wanted.count < now:
+        return _unplug(ledger, monitor, used, now, wanted.count)
+    return HotplugResult(device="vcpus", done=True, detail=f"it has {wanted.count}")
+
+
+def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: int, count: int, most: int) -> None:
+    if count > most:
+        message = f"{count} are more than {most}, the most it was started for"
+        hint = "params.vcpus_max at the next start"
+        raise InvalidParameters(
+            "it cannot have as many",
+            FindingSet([Finding(code="too-many-vcpus", path="vcpus", message=message, hint=hint)]),
+        )
+    before = ledger.instance
+    with Journal(None, f"plugging {count - now} virtual CPUs") as journal:
+        for slot in free:
+            if now >= count:
+                break
+            values = {"driver": slot["type"], "id": f"{_PREFIX}{now}", **slot["props"]}
+            do = functools.partial(monitor.execute, "device_add", values)
+            undo = functools.partial(monitor.take_back, "device_del", {"id": values["id"]})
+            journal.run(Step(name=f"plug virtual CPU {now}", do=do, undo=undo))
+            now += slot["vcpus-count"]
+        ledger.write(attrs.evolve(before, vcpus=now))
+
+
+def _unplug(ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now: int, count: int) -> HotplugResult:
+    plugged = sorted(
+        (int(ident.removeprefix(_PREFIX)), ident)
+        for ident in (str(slot["qom-path"]).rpartition("/")[2] for slot in used)
+        if ident.startswith(_PREFIX) and ident.removeprefix(_PREFIX).isdecimal()
+    )
+    if now - len(plugged) > count:
+        message = f"{now - len(plugged)} are there from the start and stay"
+        finding = Finding(code="not-possible", path="vcpus", message=message, hint="fewer at the next start")
+        raise InvalidParameters("it cannot have as few", FindingSet([finding]))
+    while now > count:
+        ident = plugged.pop()[1]
+        monitor.execute("device_del", {"id": ident})
+        if not _wait_gone(monitor, ident):
+            detail = f"it has {now}: the guest has been asked to let go of one and has not yet"
+            return HotplugResult(device="vcpus", done=False, detail=detail)
+        now -= 1
+        ledger.write(attrs.evolve(ledger.instance, vcpus=now))
+    return HotplugResult(device="vcpus", done=True, detail=f"it has {now}")
+
+
+def _wait_gone(monitor: Monitor, ident: str) -> bool:
+    """Wait until a virtual CPU is gone; false when it is not in time.
+
+    Raises:
+        HypervisorRefused: the guest says that it does not let go.
+    """
+    while ident in monitor.present():
+        if monitor.deadline.expired:
+            return False
+        # QEMU sends no event when it is gone, only what the guest answers.
+        answer = monitor.wait_event(functools.partial(_is_refusal, ident), monitor.deadline.sooner(_LOOK_AGAIN))
+        if answer is not None:
+            raise HypervisorRefused("device_del", "ACPI_DEVICE_OST", "the guest does not let go of the virtual CPU")
+    return True
+
+
+def _is_refusal(ident: str, message: Mapping[str, Any]) -> bool:
+    info = message.get("data", {}).get("info", {}) if message["event"] == "ACPI_DEVICE_OST" else {}
+    # ACPI 6.5, 6.3.5 _OST: source 3 is an ejection request; of its statuses 0 is success and 0x84 "in progress".
+    return bool(info.get("device") == ident and info.get("source") == 3 and info.get("status") not in (0, 0x84))

@@ -283,9 +283,11 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
 def _audio_drivers(path: str, deadline: Deadline) -> tuple[str, ...]:
     """Where sound can go. No command of the monitor says which modules are there; this list loads them."""
     with tempfile.TemporaryFile() as output:
-        pidfd = os.pidfd_open(process.spawn([path, "-audiodev", "help"], [], output.fileno(), _LIMITED))
+        pidfd = os.pidfd_open(
+            process.spawn([path, "-machine", "none", "-audiodev", "help"], [], output.fileno(), _LIMITED)
+        )
         try:
-            process.wait_dead(pidfd, deadline)
+            process.wait_dead(pidfd, deadline.sooner(_AUDIO_TIMEOUT))
         finally:
             process.end(pidfd, Deadline.after(5))
             os.close(pidfd)
@@ -295,6 +297,7 @@ def _audio_drivers(path: str, deadline: Deadline) -> tuple[str, ...]:
     return tuple(sorted(line for line in listed if re.fullmatch(r"[a-z]+", line)))
 
 
+_AUDIO_TIMEOUT = 5.0
 _AUDIO_DRIVERS = "Available audio drivers:"
 
 

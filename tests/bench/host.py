@@ -43,7 +43,7 @@ class Host:
         if accel == "kvm" and probe_kvm().level is not KvmLevel.FULL:
             # A software KVM does not know the MSR that CPU model host asks for.
             params["cpu_features"] = {"arch-capabilities": False}
-        return hvcore.Instance(name=name, memory=hvcore.parse_size("32MiB"), params=params)
+        return hvcore.Instance(name=name, memory=hvcore.parse_size("32MiB"), params=params, security_model="none")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ _EXPORTS: dict[str, str] = {
     "InstanceStats": "hvcore.model.state",
     "BlockStats": "hvcore.model.state",
     "NicStats": "hvcore.model.state",
+    "GuestMemory": "hvcore.model.state",
     "Transition": "hvcore.model.state",
     "Plan": "hvcore.model.plan",
     "PlannedOption": "hvcore.model.plan",
@@ -393,6 +394,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.state import (
         DeviceInfo as DeviceInfo,
+    )
+    from hvcore.model.state import (
+        GuestMemory as GuestMemory,
     )
     from hvcore.model.state import (
         InstanceInfo as InstanceInfo,

@@ -99,6 +99,7 @@ _EXPORTS: dict[str, str] = {
     "AuditLog": "hvcore.extensions.audit",
     "Metrics": "hvcore.extensions.metrics",
     "OperationMetrics": "hvcore.extensions.metrics",
+    "InstanceCollector": "hvcore.exporter",
     "Policy": "hvcore.extensions.policy",
     "Deny": "hvcore.extensions.policy",
     "Allow": "hvcore.extensions.policy",
@@ -231,6 +232,7 @@ if TYPE_CHECKING:
     from hvcore.errors import (
         WrongState as WrongState,
     )
+    from hvcore.exporter import InstanceCollector as InstanceCollector
     from hvcore.extensions.audit import AuditLog as AuditLog
     from hvcore.extensions.metrics import Metrics as Metrics
     from hvcore.extensions.metrics import OperationMetrics as OperationMetrics

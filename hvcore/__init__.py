@@ -36,6 +36,7 @@ _EXPORTS: dict[str, str] = {
     "InstanceStats": "hvcore.model.state",
     "BlockStats": "hvcore.model.state",
     "NicStats": "hvcore.model.state",
+    "GuestMemory": "hvcore.model.state",
     "Transition": "hvcore.model.state",
     "Plan": "hvcore.model.plan",
     "PlannedOption": "hvcore.model.plan",
@@ -101,6 +102,7 @@ _EXPORTS: dict[str, str] = {
     "AuditLog": "hvcore.extensions.audit",
     "Metrics": "hvcore.extensions.metrics",
     "OperationMetrics": "hvcore.extensions.metrics",
+    "InstanceCollector": "hvcore.exporter",
     "Policy": "hvcore.extensions.policy",
     "Deny": "hvcore.extensions.policy",
     "Allow": "hvcore.extensions.policy",
@@ -237,6 +239,7 @@ if TYPE_CHECKING:
     from hvcore.errors import (
         WrongState as WrongState,
     )
+    from hvcore.exporter import InstanceCollector as InstanceCollector
     from hvcore.extensions.audit import AuditLog as AuditLog
     from hvcore.extensions.metrics import Metrics as Metrics
     from hvcore.extensions.metrics import OperationMetrics as OperationMetrics
@@ -409,6 +412,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.state import (
         DeviceInfo as DeviceInfo,
+    )
+    from hvcore.model.state import (
+        GuestMemory as GuestMemory,
     )
     from hvcore.model.state import (
         InstanceInfo as InstanceInfo,

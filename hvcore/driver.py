@@ -341,13 +341,13 @@ class Driver(Passage):
         self, instance: Instance | str, device: str, size: int, *, timeout: float | None = None
     ) -> ResizeResult:
         """Grow the disk with this uuid to ``size`` bytes."""
-        return self._named("resize_disk", instance, timeout, device=device, size=size)
+        return self._named("resize_disk", instance, timeout, sizes=("size",), device=device, size=size)
 
     def balloon_instance_memory(
         self, instance: Instance | str, memory: int, *, timeout: float | None = None
     ) -> BalloonResult:
         """Ask the guest to live with ``memory`` bytes, and wait for it."""
-        return self._named("balloon_instance_memory", instance, timeout, memory=memory)
+        return self._named("balloon_instance_memory", instance, timeout, sizes=("memory",), memory=memory)
 
     # Consoles
 

@@ -50,10 +50,15 @@ class Passage:
         operation: str,
         instance: Instance | str,
         timeout: float | None,
+        *,
+        sizes: tuple[str, ...] = (),
         **arguments: Any,
     ) -> Any:
+        """Call an operation on one instance; ``sizes`` are the arguments that are numbers of bytes."""
         try:
             name = checked_name(instance)
+            for path in sizes:
+                _check_size(path, arguments[path], name)
         except InvalidParameters as error:
             raise self._stamp(error, operation, None) from None
         return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
@@ -178,6 +183,13 @@ def checked_name(instance: Instance | str) -> str:
     if problem:
         raise invalid_argument("name", problem, None)
     return name
+
+
+def _check_size(path: str, value: object, instance: str) -> None:
+    if type(value) is not int:
+        raise invalid_argument(path, f"is not a whole number of bytes but {type(value).__name__}", instance)
+    if not 0 < value < 2**63:
+        raise invalid_argument(path, "is not a number of bytes that a disk or memory can have", instance)
 
 
 def invalid_argument(path: str, message: str, instance: str | None) -> InvalidParameters:

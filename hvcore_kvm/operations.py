@@ -12,6 +12,7 @@ import attrs
 from hvcore import (
     AlreadyRunning,
     AncillaryFiles,
+    BalloonResult,
     Console,
     Deadline,
     Device,
@@ -27,6 +28,7 @@ from hvcore import (
     InstanceInfos,
     InstanceNotFound,
     InstanceState,
+    InstanceStats,
     InvalidParameters,
     Medium,
     Nic,
@@ -40,6 +42,7 @@ from hvcore import (
     RecordError,
     RecoveredInstance,
     Recovery,
+    ResizeResult,
     Screenshot,
     Transition,
     UnsupportedOperation,
@@ -50,6 +53,7 @@ from hvcore import (
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, screen, verification
 from hvcore_kvm.advice import assess
+from hvcore_kvm.balloon import balloon_memory
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.confidential import encryption_bit
 from hvcore_kvm.definition import host_architecture
@@ -66,8 +70,10 @@ from hvcore_kvm.lifecycle import Control
 from hvcore_kvm.parameters.confidential import AMD
 from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
+from hvcore_kvm.resize import resize_disk
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
 from hvcore_kvm.settings import KvmSettings
+from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support, supported_values
 
 _RESET_PATIENCE = 10.0
@@ -238,6 +244,17 @@ class Operations:
         patience = deadline.sooner(self._settings.query_timeout)
         return InstanceInfos(instances=observation.get_infos(self._directories, names, patience))
 
+    def get_instance_stats(self, name: str, deadline: Deadline) -> InstanceStats:
+        """Counters of one of them."""
+        with self._directory(name) as directory:
+            if not directory.exists:
+                observation.get_info(self._directories, name, deadline)
+            seen = self._control(directory).require_alive()
+            if seen.starter is not None:
+                raise NotRunning(f"it is being started by process {seen.starter}", instance=name)
+            parsed = definition.read(seen.record.instance, self._families)[0] if seen.record is not None else None
+            return instance_stats(directory, seen, parsed, deadline.sooner(self._settings.query_timeout))
+
     def verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Where record and reality differ."""
         with self._directory(name) as directory:
@@ -293,6 +310,19 @@ class Operations:
             if isinstance(device, Processors):
                 return plugging.count_processors(device, deadline)
             return plugging.modify(device, deadline)
+
+    def resize_disk(self, name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
+        """Grow a disk."""
+        with self._directory(name) as directory:
+            record = self._running_record(directory)
+            return resize_disk(directory, record, str(device).lower(), size, deadline)
+
+    def balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:
+        """Give the guest less memory, or more again."""
+        with self._directory(name) as directory:
+            instance = self._running_record(directory).instance
+            least = self._read(instance)[0].memory.memory_min
+            return balloon_memory(directory, memory, least, instance.memory, deadline)
 
     def _settle(
         self, directory: InstanceDirectory, deadline: Deadline, patience: float = 0.0

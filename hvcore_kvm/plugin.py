@@ -14,6 +14,7 @@ from hvcore_kvm.settings import read_settings
 if TYPE_CHECKING:
     from hvcore import (
         AncillaryFiles,
+        BalloonResult,
         Console,
         Deadline,
         Device,
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
         InstanceInfo,
         InstanceInfos,
         InstanceListing,
+        InstanceStats,
         NodeInfo,
         ParameterTable,
         PasswordResult,
         Plan,
         PowercycleResult,
         Recovery,
+        ResizeResult,
         Screenshot,
         Transition,
     )
@@ -47,6 +50,7 @@ CLAIMS = (
     Claim(capability=Capability.RESET),
     Claim(capability=Capability.PAUSE),
     Claim(capability=Capability.RECOVER),
+    Claim(capability=Capability.STATS),
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
     Claim(
@@ -68,6 +72,16 @@ CLAIMS = (
         capability=Capability.HOTPLUG,
         level=ClaimLevel.CONDITIONAL,
         reason="the machine has to have a free place on a bus that can change, and the guest has to let go of a device",
+    ),
+    Claim(
+        capability=Capability.RESIZE_DISK,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the image, the block device or the server has to have room",
+    ),
+    Claim(
+        capability=Capability.BALLOON,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the instance has to have a balloon, and its guest to obey it",
     ),
     Claim(
         capability=Capability.POWERCYCLE,
@@ -211,6 +225,11 @@ class KvmDriver:
         return self._operations.get_all_instances_info(deadline)
 
     @hookimpl
+    def hv_get_instance_stats(self, name: str, deadline: Deadline) -> InstanceStats:
+        """Counters of one of them."""
+        return self._operations.get_instance_stats(name, deadline)
+
+    @hookimpl
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Where record and reality differ."""
         return self._operations.verify_instance(name, deadline)
@@ -261,6 +280,16 @@ class KvmDriver:
     def hv_hot_mod_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
         """Change a disk or NIC."""
         return self._operations.hot_mod_device(name, device, deadline)
+
+    @hookimpl
+    def hv_resize_disk(self, name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
+        """Grow a disk."""
+        return self._operations.resize_disk(name, device, size, deadline)
+
+    @hookimpl
+    def hv_balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:
+        """Change how much memory the guest has."""
+        return self._operations.balloon_instance_memory(name, memory, deadline)
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:

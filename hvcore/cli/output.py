@@ -9,11 +9,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from hvcore.cli.plain_data import plain_data
 from hvcore.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _COLORS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
 
@@ -67,11 +71,14 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table."""
-        cleaned = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
         if self.rich:
-            self._rich_table(headers, cleaned)
+            # Here, because rich takes longer to import than most commands to run.
+            from rich.console import Console
+
+            shown = self.rich_table(headers, rows)
+            Console(color_system="auto" if self.color else None, highlight=False).print(shown)
         else:
-            self._plain_table(headers, cleaned)
+            self._plain_table(headers, _cleaned(rows))
 
     def _plain_table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         lines = [[header.upper() for header in headers], *rows]
@@ -79,16 +86,19 @@ class Output:
         for line in lines:
             click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
-    def _rich_table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        # Here, because rich takes longer to import than most commands to run.
+    def rich_table(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+        """A table as rich draws it."""
         from rich import box
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
         for header in headers:
             table.add_column(header, overflow="fold")
-        for row in rows:
+        for row in _cleaned(rows):
             table.add_row(*(Text(cell) for cell in row))
-        Console(color_system="auto" if self.color else None, highlight=False).print(table)
+        return table
+
+
+def _cleaned(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [[printable(cell).replace("\n", " ") for cell in row] for row in rows]

@@ -105,12 +105,12 @@ def hv_hot_mod_device(name: str, device: Device, deadline: Deadline) -> HotplugR
 
 @hookspec(firstresult=True)
 def hv_resize_disk(name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
-    """Grow a disk of a running instance.
+    """Grow a disk of a running instance; one that has the size already is no error.
 
     Args:
         name: name of the instance.
         device: uuid of the disk.
-        size: new size in bytes.
+        size: new size in bytes. The facade refuses what is no such number.
         deadline: by when to be done.
 
     Returns:
@@ -129,12 +129,13 @@ def hv_balloon_instance_memory(name: str, memory: int, deadline: Deadline) -> Ba
     Args:
         name: name of the instance.
         memory: bytes the guest should have.
-        deadline: how long to wait for the guest.
+        deadline: how long to wait for the guest; one that has not obeyed by then is no error, and may do so later.
 
     Returns:
         What was asked for and what was reached.
 
-    Errors: `NotRunning`; `InvalidParameters` outside the instance's limits; `HypervisorRefused`; `OutcomeUnknown`.
+    Errors: `NotRunning`; `InvalidParameters` outside the instance's limits; `UnsupportedOperation` when there is no
+    balloon; `HypervisorRefused`; `OutcomeUnknown`.
 
     Capability: ``balloon``. Since: 0.1.
     """

@@ -69,9 +69,11 @@ def hv_get_all_instances_info(deadline: Deadline) -> InstanceInfos:
 def hv_get_instance_stats(name: str, deadline: Deadline) -> InstanceStats:
     """Counters of one instance.
 
+    Those of NICs are seen from the guest: what the host's end of a tap sends, the guest receives.
+
     Args:
         name: name of the instance.
-        deadline: by when to be done.
+        deadline: by when to be done; one that does not answer is refused with `DeadlineExceeded`.
 
     Returns:
         CPU seconds, bytes of memory, counters of disks and NICs.

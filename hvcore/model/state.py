@@ -205,7 +205,21 @@ class Transition:
 
 @attrs.frozen(kw_only=True)
 class BlockStats:
-    """What one disk has done since the start: bytes, operations, errors, and time in seconds."""
+    """What one disk has done since its device was made.
+
+    Attributes:
+        device: uuid of the disk.
+        read_bytes: bytes the guest has read.
+        written_bytes: bytes it has written.
+        reads: requests to read.
+        writes: requests to write.
+        flushes: requests to write out what is cached.
+        read_time: seconds in which reads were under way, added up over all of them.
+        write_time: the same for writes.
+        errors: requests that failed, of any kind.
+        flush_time: the same as ``read_time`` for flushes.
+        discarded_bytes: bytes the guest has given back.
+    """
 
     device: str
     read_bytes: int
@@ -216,11 +230,24 @@ class BlockStats:
     read_time: float
     write_time: float
     errors: int
+    flush_time: float = 0.0
+    discarded_bytes: int = 0
 
 
 @attrs.frozen(kw_only=True)
 class NicStats:
-    """What one NIC has moved since the start: bytes, packets and drops, seen from the guest."""
+    """What one NIC has moved since its connection was made, seen from the guest.
+
+    Attributes:
+        device: uuid of the NIC.
+        received_bytes: bytes for the guest.
+        sent_bytes: bytes from the guest.
+        received_packets: packets for the guest.
+        sent_packets: packets from the guest.
+        received_drops: packets for the guest that were lost on the host.
+        sent_drops: packets from the guest that were lost on the host.
+        interface: the host's interface that counted them, empty if there is none.
+    """
 
     device: str
     received_bytes: int
@@ -229,11 +256,51 @@ class NicStats:
     sent_packets: int
     received_drops: int
     sent_drops: int
+    interface: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class GuestMemory:
+    """What a guest says of its own memory; ``None`` for what it does not say.
+
+    Attributes:
+        updated: when it said so, in seconds since the epoch.
+        total: bytes its kernel knows of.
+        free: bytes nobody uses.
+        available: bytes that could be used without swapping.
+        caches: bytes that hold what is on disks.
+        swapped_in: bytes read from swap since its start.
+        swapped_out: bytes written to swap since its start.
+        major_faults: page faults that read from a disk, since its start.
+        minor_faults: page faults that did not.
+    """
+
+    updated: float
+    total: int | None = None
+    free: int | None = None
+    available: int | None = None
+    caches: int | None = None
+    swapped_in: int | None = None
+    swapped_out: int | None = None
+    major_faults: int | None = None
+    minor_faults: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class InstanceStats:
-    """Counters of one instance: CPU seconds per vCPU, memory in bytes, disks and NICs."""
+    """Counters of one instance.
+
+    Attributes:
+        name: name of the instance.
+        vcpu_times: seconds of CPU time that the thread of each virtual CPU has used, in the order of their numbers.
+        memory_balloon: bytes of memory the guest has now; 0 when that could not be asked.
+        memory_resident: bytes of the host's memory that the hypervisor process holds.
+        disks: counters of its disks, in order.
+        nics: counters of its NICs that have an interface on the host, in order.
+        cpu_time: seconds of CPU time of the whole hypervisor process, ``None`` if nobody could tell.
+        guest_memory: what the guest says of its memory, ``None`` when it says nothing.
+        incomplete: what could not be found out, and why; empty when everything could.
+    """
 
     name: str
     vcpu_times: tuple[float, ...]
@@ -241,3 +308,6 @@ class InstanceStats:
     memory_resident: int
     disks: tuple[BlockStats, ...] = ()
     nics: tuple[NicStats, ...] = ()
+    cpu_time: float | None = None
+    guest_memory: GuestMemory | None = None
+    incomplete: str = ""

@@ -112,6 +112,8 @@ def _advice(text: str) -> str | None:
 _ADVICE = (
     ("does not support hotplugging", "the bus it is on is fixed; on q35 and virt set params.hotplug_ports above 0"),
     ("not found", "it needs a controller or object that the instance was started without"),
+    ("Cannot grow device files", "grow the block device first"),
+    ("Cannot grow NBD nodes", "grow it at its server first"),
     ("No such file", "what it names is not there, or not visible to a confined QEMU"),
 )
 """What QEMU says, and what to do about it."""

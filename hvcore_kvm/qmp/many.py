@@ -67,19 +67,27 @@ class _Conversation:
         return len(self.results) == len(self.commands)
 
 
-def ask_many(questions: Iterable[Question], commands: Sequence[str], deadline: Deadline) -> dict[str, Answer]:
-    """Ask every monitor the same commands (without arguments), each over a connection of its own.
+def ask_many(
+    questions: Iterable[Question],
+    commands: Sequence[str],
+    deadline: Deadline,
+    arguments: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Answer]:
+    """Ask every monitor the same commands, each over a connection of its own.
 
     Args:
         questions: whom to ask.
         commands: what to ask, each once.
         deadline: those that have not answered by then get a `QmpTimeout`.
+        arguments: arguments of commands that have some.
 
     Returns:
         An answer for every question, by key.
     """
     answers: dict[str, Answer] = {}
-    opening = b"".join([encode("qmp_capabilities", None, 0), *(encode(c, None, i + 1) for i, c in enumerate(commands))])
+    given = arguments or {}
+    words = [encode(command, given.get(command), index) for index, command in enumerate(commands, 1)]
+    opening = encode("qmp_capabilities", None, 0) + b"".join(words)
     with selectors.DefaultSelector() as selector:
         waiting: dict[str, _Conversation] = {}
         try:

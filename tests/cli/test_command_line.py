@@ -70,9 +70,9 @@ def test_without_its_libraries_it_says_what_to_install(missing: str) -> None:
 
 def test_an_unknown_command_names_the_nearest() -> None:
     """A typing error is answered with what may have been meant."""
-    status, output, errors = invoke("strat")
+    status, output, errors = invoke("puase")
     assert (status, output) == (2, "")
-    assert "Did you mean 'start'?" in errors
+    assert "Did you mean 'pause'?" in errors
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,22 @@ import attrs
 import pytest
 
 import hvcore
-from hvcore.guests import FIRMWARE_READY_MARKER, write_firmware
+from hvcore.guests import (
+    FIRMWARE_READY_MARKER,
+    LINUX_COMMAND_LINE,
+    LINUX_PROMPT,
+    LINUX_READY_MARKER,
+    LinuxGuest,
+    build_linux_guest,
+    write_firmware,
+)
 from hvcore_kvm import process
 
 PATIENCE = 30.0
 """Seconds after which something that should happen is taken not to happen."""
+
+LINUX_PATIENCE = 120.0
+"""The same for a Linux guest, whose processor may be emulated."""
 
 
 class Serial:
@@ -216,6 +227,57 @@ def make_host(tmp_path: Path, firmware: Path, shared_cache: Path) -> Iterator[Ca
 @pytest.fixture
 def host(make_host: Callable[..., Host]) -> Host:
     return make_host()
+
+
+class Shell:
+    """The root shell of a Linux guest, on its serial console."""
+
+    def __init__(self, console: Any) -> None:
+        console._socket.settimeout(LINUX_PATIENCE)
+        self.console = console
+        console.expect(LINUX_READY_MARKER)
+        console.expect(LINUX_PROMPT)
+
+    def run(self, command: str) -> str:
+        """What a command prints; the terminal's echo of the command itself has the sums not yet done."""
+        self.console.send(f"echo BEGIN$((6*7)); {command}; echo END$((6*7))\n".encode())
+        self.console.expect(b"BEGIN42")
+        return self.console.expect(b"END42").decode(errors="replace").replace("\r\n", "\n").strip("\n")
+
+    def wait(self, condition: str) -> None:
+        """Return when a condition holds in the guest; it looks every tenth of a second, and gives up after a minute."""
+        loop = f"n=0; until {condition} || [ $n -gt 600 ]; do n=$((n+1)); usleep 100000; done; {condition} && echo yes"
+        assert "yes" in self.run(loop), f"the guest does not see: {condition}"
+
+
+@pytest.fixture(scope="session")
+def linux() -> LinuxGuest:
+    """The Linux guest, built once and kept between sessions."""
+    cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
+    return build_linux_guest(Path(cache) / "linux")
+
+
+@pytest.fixture
+def boot(host: Any, linux: LinuxGuest) -> Callable[..., Shell]:
+    """Boots Linux and gives its shell."""
+
+    def start(machine: str, **changes: Any) -> Shell:
+        params = {
+            "machine": machine,
+            "accel": "tcg",
+            "kernel": str(linux.kernel),
+            "initrd": str(linux.initrd),
+            "cmdline": LINUX_COMMAND_LINE,
+            **changes.pop("params", {}),
+        }
+        memory = changes.pop("memory", "192MiB")
+        definition = hvcore.Instance(name="web1", memory=memory, params=params, **changes)
+        host.driver.start_instance(definition, paused=True)
+        console = host.attach("web1")
+        host.driver.resume_instance("web1")
+        return Shell(console)
+
+    return start
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A Linux guest whose shell tells what it sees, and the whole of what QEMU and the host have."""
+"""The whole of what QEMU and the host have."""
 
 from __future__ import annotations
 
@@ -13,62 +13,8 @@ from typing import Any
 
 import pytest
 
-import hvcore
 from hvcore import Deadline
-from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LINUX_READY_MARKER, LinuxGuest, build_linux_guest
 from hvcore_kvm.qmp import QmpClient
-
-PATIENCE = 120.0
-
-
-class Shell:
-    """The root shell of a Linux guest, on its serial console."""
-
-    def __init__(self, console: Any) -> None:
-        console._socket.settimeout(PATIENCE)
-        self.console = console
-        console.expect(LINUX_READY_MARKER)
-        console.expect(LINUX_PROMPT)
-
-    def run(self, command: str) -> str:
-        """What a command prints; the terminal's echo of the command itself has the sums not yet done."""
-        self.console.send(f"echo BEGIN$((6*7)); {command}; echo END$((6*7))\n".encode())
-        self.console.expect(b"BEGIN42")
-        return self.console.expect(b"END42").decode(errors="replace").replace("\r\n", "\n").strip("\n")
-
-    def wait(self, condition: str) -> None:
-        """Return when a condition holds in the guest; it looks every tenth of a second, and gives up after a minute."""
-        loop = f"n=0; until {condition} || [ $n -gt 600 ]; do n=$((n+1)); usleep 100000; done; {condition} && echo yes"
-        assert "yes" in self.run(loop), f"the guest does not see: {condition}"
-
-
-@pytest.fixture(scope="session")
-def linux() -> LinuxGuest:
-    """The Linux guest, built once and kept between sessions."""
-    cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
-    return build_linux_guest(Path(cache) / "linux")
-
-
-@pytest.fixture
-def boot(host: Any, linux: LinuxGuest) -> Callable[..., Shell]:
-    """Boots Linux and gives its shell."""
-
-    def start(machine: str, **changes: Any) -> Shell:
-        params = {
-            "machine": machine,
-            "accel": "tcg",
-            "kernel": str(linux.kernel),
-            "initrd": str(linux.initrd),
-            "cmdline": LINUX_COMMAND_LINE,
-            **changes.pop("params", {}),
-        }
-        definition = hvcore.Instance(name="web1", memory="192MiB", params=params, **changes)
-        host.driver.start_instance(definition, paused=True)
-        console = host.attach("web1")
-        host.driver.resume_instance("web1")
-        return Shell(console)
-
-    return start
 
 
 class Whole:

@@ -17,6 +17,7 @@ import attrs
 
 from hvcore import (
     Deadline,
+    DeadlineExceeded,
     Finding,
     FindingSet,
     HostError,
@@ -141,6 +142,7 @@ def capabilities_of(program: str, cache_directory: str, deadline: Deadline) -> Q
 
     Raises:
         InvalidParameters: it is missing, cannot be executed, does not answer, or is too old.
+        DeadlineExceeded: there was no time to ask it.
     """
     path = find_qemu(program)
     identity = _identity(path)
@@ -203,7 +205,7 @@ def _read_cache(cache: int | None, name: str) -> _Cached | None:
 
 def _probe(path: str, deadline: Deadline) -> QemuCapabilities:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    deadline = deadline.sooner(_PROBE_TIMEOUT)
+    patience, deadline = deadline, deadline.sooner(_PROBE_TIMEOUT)
     with ours, theirs, tempfile.TemporaryFile() as output:
         argv = [
             path,
@@ -222,6 +224,10 @@ def _probe(path: str, deadline: Deadline) -> QemuCapabilities:
                 return _ask(path, client, deadline)
             except QmpError as error:
                 process.end(pidfd, Deadline.after(5))
+                if patience.expired:
+                    message = f"{path} was not asked in time what it can do"
+                    hint = "give it a longer timeout, or look at the load of the host"
+                    raise DeadlineExceeded(message, hint=hint) from error
                 output.seek(0)
                 words = output.read(4096).decode(errors="replace").strip()
                 raise _unusable(
@@ -270,7 +276,7 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
         character_devices=_enum(enums, "pty", "socket", "null"),
         displays=_displays(client, enums, deadline),
         network_backends=_enum(enums, "user", "socket", "hubport"),
-        audio_drivers=_audio_drivers(path, deadline),
+        audio_drivers=_audio_drivers(path),
         migration_capabilities=_enum(enums, "xbzrle", "auto-converge"),
         options={
             option["option"]: tuple(sorted(value["name"] for value in option["parameters"]))
@@ -280,14 +286,14 @@ def _ask(path: str, client: QmpClient, deadline: Deadline) -> QemuCapabilities:
     )
 
 
-def _audio_drivers(path: str, deadline: Deadline) -> tuple[str, ...]:
+def _audio_drivers(path: str) -> tuple[str, ...]:
     """Where sound can go. No command of the monitor says which modules are there; this list loads them."""
     with tempfile.TemporaryFile() as output:
         pidfd = os.pidfd_open(
             process.spawn([path, "-machine", "none", "-audiodev", "help"], [], output.fileno(), _LIMITED)
         )
         try:
-            process.wait_dead(pidfd, deadline.sooner(_AUDIO_TIMEOUT))
+            process.wait_dead(pidfd, Deadline.after(_AUDIO_TIMEOUT))
         finally:
             process.end(pidfd, Deadline.after(5))
             os.close(pidfd)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hvcore import Deadline
+from hvcore import Deadline, DeadlineExceeded
 from hvcore_kvm import capabilities
 from hvcore_kvm.capabilities import MINIMUM_VERSION, capabilities_of, qemu_words
 
@@ -99,7 +99,7 @@ def test_the_features_a_cpu_model_lacks_are_named() -> None:
 
 _KILLED = """
 import os, signal, sys
-from hvcore import Deadline
+from hvcore import Deadline, DeadlineExceeded
 from hvcore_kvm import capabilities, process
 assert capabilities._LIMITED[0].endswith("timeout")
 capabilities._LIMITED = (*capabilities._LIMITED[:-1], "1")
@@ -126,3 +126,10 @@ def test_a_program_that_is_asked_ends_when_the_host_application_was_killed(tmp_p
         assert select.select([fd], [], [], 30)[0], "it stays"
     finally:
         os.close(fd)
+
+
+def test_there_was_no_time_to_ask(program: Path, tmp_path: Path) -> None:
+    """That says nothing of the program, and nothing is kept of it."""
+    with pytest.raises(DeadlineExceeded):
+        capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(0.001))
+    assert capabilities_of(str(program), str(tmp_path / "cache"), Deadline.after(30)).version >= MINIMUM_VERSION

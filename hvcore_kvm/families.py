@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -333,39 +334,105 @@ class Families:
         return tuple(found)
 
 
+_TITLES = {NicMode: "NIC mode", SecurityModel: "security model", ConsoleType: "console type"}
+_METHODS: dict[type, tuple[str, ...]] = {
+    NicMode: ("check", "check_host", "plan"),
+    SecurityModel: ("check", "check_host", "plan"),
+    ConsoleType: ("check", "check_host", "plan", "endpoint"),
+}
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LONGEST_NAME = 64
+
+
 def collect(hook: Any) -> Families:
     """Ask all family plugins for their records.
 
     Raises:
-        LoadError: a name offered twice, or a record of another kind; all faults at once.
+        LoadError: everything that is wrong with them, each with the distribution it comes from: a name offered twice,
+            a record of another kind, one that lacks something, an exception.
     """
     findings: list[Finding] = []
     families = Families(
-        nic_modes=_by_name(hook.kvm_nic_modes, NicMode, "NIC mode", findings),
-        security_models=_by_name(hook.kvm_security_models, SecurityModel, "security model", findings),
-        console_types=_by_name(hook.kvm_console_types, ConsoleType, "console type", findings),
+        nic_modes=_by_name(hook.kvm_nic_modes, NicMode, findings),
+        security_models=_by_name(hook.kvm_security_models, SecurityModel, findings),
+        console_types=_by_name(hook.kvm_console_types, ConsoleType, findings),
     )
+    # Their parameters stand side by side in an instance's params.
+    for name in sorted({*families.security_models} & {*families.console_types}):
+        models, types = families.security_models[name], families.console_types[name]
+        if models.parameters is not None and types.parameters is not None:
+            message = f"is a security model and a console type, and both have parameters in params.{name}"
+            findings.append(Finding(code="duplicate-plugin", path=name, message=message, hint="uninstall one of them"))
     if findings:
         raise LoadError("the family plugins of driver kvm have faults", FindingSet(findings))
     return families
 
 
-def _by_name(caller: Any, kind: type[Member], title: str, findings: list[Finding]) -> dict[str, Member]:
+def _by_name(caller: Any, kind: type[Member], findings: list[Finding]) -> dict[str, Member]:
+    from hvcore_kvm.family_fault import GuardedBackend, guarded_rule, plugin_label
+
+    title = _TITLES[kind]
     members: dict[str, Member] = {}
     origins: dict[str, str] = {}
     for implementation in caller.get_hookimpls():
         origin = implementation.plugin_name
-        for record in implementation.function():
-            if not isinstance(record, kind):
-                message = f"yields {type(record).__name__}, not {kind.__name__}"
-                findings.append(Finding(code="wrong-record", path=origin, message=message))
-            elif record.name in members:
-                message = f"{title} {record.name} is offered by {origins[record.name]} too"
+        for record in _records(implementation, findings):
+            name = record.name if isinstance(record, kind) and type(record.name) is str else None
+            if name in origins:
+                message = f"{title} {name} is offered by {origins[name]} too"
                 findings.append(Finding(code="duplicate-plugin", path=origin, message=message))
-            else:
-                members[record.name] = record
-                origins[record.name] = origin
+                continue
+            if name is not None:
+                origins[name] = origin
+            faults = faults_of(record, kind)
+            findings += [Finding(code=code, path=origin, message=message) for code, message in faults]
+            if faults:
+                continue
+            label = plugin_label(title, record.name, origin)
+            guarded: Any = GuardedBackend(record.backend, label)
+            rules = tuple(guarded_rule(rule, label) for rule in record.rules)
+            own = None if record.parameters is None else _own_class(record.parameters)
+            members[record.name] = attrs.evolve(record, backend=guarded, rules=rules, parameters=own)
     return dict(sorted(members.items()))
+
+
+def _own_class(parameters: type) -> type:
+    """A class of parameters that no other plugin has: what was read is found again by it."""
+    namespace = {"__doc__": parameters.__doc__, "__module__": parameters.__module__}
+    made: type = attrs.frozen(kw_only=True)(type(parameters.__name__, (parameters,), namespace))
+    return made
+
+
+def _records(implementation: Any, findings: list[Finding]) -> list[Any]:
+    try:
+        return list(implementation.function())
+    except Exception as error:
+        # Whatever it is, it must not keep the faults of the others from being told.
+        message = f"{implementation.function.__name__} raised {type(error).__name__}: {error}"
+        hint = "repair or uninstall the plugin"
+        findings.append(Finding(code="broken-plugin", path=implementation.plugin_name, message=message, hint=hint))
+        return []
+
+
+def faults_of(record: Any, kind: type) -> list[tuple[str, str]]:
+    """What is wrong with a record that a plugin yields: codes and messages, all at once."""
+    if not isinstance(record, kind):
+        return [("wrong-record", f"yields {type(record).__name__}, not {kind.__name__}")]
+    known: Any = record
+    title = _TITLES[kind]
+    if type(known.name) is not str or len(known.name) > _LONGEST_NAME or not _NAME.fullmatch(known.name):
+        message = f"{str(known.name)[:60]!r} is no name for a {title}: lower-case letters, digits, single hyphens"
+        return [("wrong-record", message)]
+    found = []
+    label = f"{title} {known.name}"
+    if type(known.summary) is not str or not known.summary.strip() or "\n" in known.summary:
+        found.append(("wrong-record", f"{label} has no summary of one sentence"))
+    missing = [name for name in _METHODS[kind] if not callable(getattr(known.backend, name, None))]
+    if missing:
+        found.append(("missing-method", f"{label} has a backend without {' and '.join(missing)}"))
+    if known.parameters is not None and not (isinstance(known.parameters, type) and attrs.has(known.parameters)):
+        found.append(("wrong-record", f"{label} has parameters that are no attrs class"))
+    return found
 
 
 def unknown_member(title: str, name: str, known: Iterable[str], path: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvcore import HypervisorError, OperationFailed
+from hvcore import HypervisorError, OperationFailed, Step
 from hvcore_kvm.cgroup import remove_groups
 from hvcore_kvm.companions import end_companions
 from hvcore_kvm.definition import Definition, NicDefinition, read
@@ -35,7 +35,11 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
         return
     definition, _ = read(seen.record.instance, families)
     for nic in definition.nics:
-        plan = connection_of(definition, nic)
+        try:
+            plan = connection_of(definition, nic)
+        except HypervisorError as error:
+            problems.append(f"{nic.origin}: {error}")
+            continue
         for step in plan.down:
             try:
                 step.do()
@@ -44,8 +48,12 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
         if plan.interface:
             announce(InterfaceEvent(instance=seen.name, nic=nic.nic, interface=plan.interface, change="down"))
     if definition.security_model is not None:
-        security = definition.security_model.backend.plan(definition.instance, definition.security_parameters)
-        for step in reversed(security.steps):
+        steps: tuple[Step, ...] = ()
+        try:
+            steps = definition.security_model.backend.plan(definition.instance, definition.security_parameters).steps
+        except HypervisorError as error:
+            problems.append(f"security_model: {error}")
+        for step in reversed(steps):
             try:
                 if step.undo is not None:
                     step.undo()

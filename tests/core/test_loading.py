@@ -132,7 +132,7 @@ def test_a_family_name_offered_twice(install: Any, settings: Any) -> None:
     install("acme-net", "acme_net2", source, hvcore_kvm__nic_modes={"mine": "acme_net2"})
     with pytest.raises(LoadError) as caught:
         hvcore.load_driver("kvm", settings)
-    assert set(caught.value.findings.codes) == {"duplicate-plugin", "wrong-record"}
+    assert set(caught.value.findings.codes) == {"duplicate-plugin", "missing-method", "wrong-record"}
 
 
 def test_a_family_plugin_with_a_misspelt_hook(install: Any, settings: Any) -> None:

@@ -14,9 +14,14 @@ _MONITOR = "query"
 class DbusConsole:
     """Plans ``-display dbus``, peer to peer: no bus, no address, nothing that others could connect to."""
 
-    def check(self, instance: Instance, parameters: Any) -> Iterable[Finding]:
-        """Nothing can be wrong."""
-        return ()
+    def check(self, instance: Instance, parameters: Any) -> Iterator[Finding]:
+        """Its clients have to be QEMU's own user, which GDBus asks of a peer without a bus."""
+        if instance.security_model in ("pool", "confined"):
+            message = (
+                f"clients have to be QEMU's own user, and security model {instance.security_model} gives it another"
+            )
+            hint = 'set security_model = "none", or "user" for clients of that user'
+            yield Finding(code="contradiction", path="consoles", message=message, hint=hint)
 
     def check_host(self, instance: Instance, parameters: Any) -> Iterable[Finding]:
         """Whether QEMU has it is found with everything else that a plan asks of it."""

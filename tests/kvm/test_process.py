@@ -153,9 +153,9 @@ def test_a_program_that_cannot_be_executed(output: int, tmp_path: Path) -> None:
 
 
 def test_holders_are_found_by_inode(output: int, tmp_path: Path) -> None:
-    """Whoever has a file open is found, however the file is called now."""
+    """Whoever appends to a file is found, however the file is called now."""
     path = tmp_path / "file"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     pid = _spawn(output, "/bin/sleep", "600", fds=(fd,))
     os.close(fd)
     try:

@@ -69,7 +69,7 @@ class Peer:
 
 @pytest.fixture
 def console(qemu_host: Any) -> hvcore.Console:
-    qemu_host.driver.start_instance(qemu_host.instance(consoles=["serial", "dbus"]))
+    qemu_host.driver.start_instance(qemu_host.instance(security_model="none", consoles=["serial", "dbus"]))
     found: hvcore.Console = qemu_host.driver.get_instance_console("web1", "dbus")
     return found
 

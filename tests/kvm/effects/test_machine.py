@@ -50,6 +50,16 @@ def _hours_ahead(probe: Probe) -> int:
 
 EFFECTS = [
     Effect(
+        given={"params": {"machine": "q35", "hotplug_ports": 2}},
+        base={"params": {"machine": "q35"}},
+        shows={
+            "params.hotplug_ports": (
+                lambda probe: sum(kind == "pcie-root-port" for kind in probe.children("/machine/peripheral").values()),
+                2,
+            )
+        },
+    ),
+    Effect(
         given={"params": {"qemu": File("qemu", _PROGRAM, mode=0o700)}},
         shows={"params.qemu": (lambda probe: "TZ=EAST-7" in probe.proc("environ").split("\0"), True)},
     ),

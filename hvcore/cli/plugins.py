@@ -1,4 +1,4 @@
-"""``hv plugins``: what is installed, from the metadata of distributions alone."""
+"""``hv plugins``: what is installed, from the metadata of distributions and the text of their sources."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
+from hvcore.plugin_summary import plugin_summary
 from hvcore.registry import DRIVER_GROUP, EXTENSION_GROUP, PluginEntry, available
 
 _PREFIX = "hvcore"
@@ -42,17 +43,15 @@ def plugins_command(session: Session) -> None:
     if output.as_json:
         output.document({"plugins": [_described(entry) for entry in entries]})
         return
-    rows = [(_kind(entry.group), entry.name, entry.distribution, entry.version) for entry in entries]
-    output.table(("kind", "name", "distribution", "version"), rows)
+    rows = [
+        (_kind(entry.group), entry.name, entry.distribution, entry.version, plugin_summary(entry)) for entry in entries
+    ]
+    output.table(("kind", "name", "distribution", "version", "summary"), rows)
 
 
 def _described(entry: PluginEntry) -> dict[str, Any]:
-    """An entry for machines: with its kind in words and the summary of its distribution."""
-    try:
-        summary = metadata.metadata(entry.distribution)["Summary"]
-    except (metadata.PackageNotFoundError, KeyError):
-        summary = None
-    return {**attrs.asdict(entry), "kind": _kind(entry.group), "summary": summary or ""}
+    """An entry for machines: with its kind in words and its summary."""
+    return {**attrs.asdict(entry), "kind": _kind(entry.group), "summary": plugin_summary(entry)}
 
 
 def _kind(group: str) -> str:

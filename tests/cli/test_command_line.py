@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -122,6 +123,44 @@ def test_plugins_are_listed_without_being_imported() -> None:
     assert done.stdout.endswith("\n[]\n")
     assert "\nkvm nic mode " in done.stdout
     assert done.stdout.startswith("KIND ")
+
+
+_SEVERAL = """
+    \"\"\"Two plugins that cannot be imported.\"\"\"
+
+    raise RuntimeError("imported")
+
+    class Counter:
+        \"\"\"Counts what it sees.\"\"\"
+"""
+
+
+def test_each_plugin_has_a_summary_although_none_is_imported(install: Any, tmp_path: Path) -> None:
+    """Of its class, its module or its distribution, read as text; what is broken is listed all the same."""
+    groups = {"hvcore__extensions": {"counter": "acme_two:Counter"}, "hvcore_kvm__nic_modes": {"second": "acme_two"}}
+    install("acme-two", "acme_two", _SEVERAL, **groups)
+    install("acme-one", "acme_one", "def (", hvcore_kvm__console_types={"first": "acme_one"})
+    metadata = tmp_path / "site" / "acme_one-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + "Summary: The only one.\n")
+    install("acme-broken", "acme_broken", "def (", hvcore_kvm__nic_modes={"syntax": "acme_broken"})
+    install("acme-gone", "acme_gone", "", hvcore_kvm__nic_modes={"gone": "no.such.module"})
+    code = (
+        "import sys\nfrom hvcore.cli.root import hv\n"
+        "try: hv.main(['plugins', '--json'])\nexcept SystemExit: pass\n"
+        "print([m for m in sys.modules if m.startswith(('hvcore_kvm', 'hvcore_fake', 'acme', 'hvcore.extensions'))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([*from_python, code], capture_output=True, text=True, check=True, env=environment)
+    listed, _, imported = done.stdout.rstrip("\n").rpartition("\n")
+    assert imported == "[]"
+    plugins = json.loads(listed)["plugins"]
+    found = {(row["distribution"], row["name"]): row["summary"] for row in plugins if row["name"] != "profile"}
+    assert found["acme-two", "counter"] == "Counts what it sees."
+    assert found["acme-two", "second"] == "Two plugins that cannot be imported."
+    assert found["acme-one", "first"] == "The only one."
+    assert (found["acme-broken", "syntax"], found["acme-gone", "gone"]) == ("", "")
+    assert found["hvcore", "openvswitch"] == "A tap on a bridge of Open vSwitch."
+    assert [key for key, summary in found.items() if not summary and key[0] == "hvcore"] == []
 
 
 def test_an_unknown_driver_is_told_with_those_there_are() -> None:

@@ -33,6 +33,7 @@ def check_whole(definition: Definition) -> list[Finding]:
         *_failover(definition),
         *_extra_arguments(definition),
         *_security(definition),
+        *_made_files(definition),
         *_firmware(definition),
         *_confidential(definition),
     ]
@@ -244,6 +245,17 @@ def _confidential(definition: Definition) -> Iterable[Finding]:
     if given.confidential_kernel_hashes and boot.kernel is None:
         message = "measures a kernel that is booted directly, and there is none"
         yield Finding(code="needs-kernel", path="params.confidential_kernel_hashes", message=message)
+
+
+def _made_files(definition: Definition) -> Iterable[Finding]:
+    """What QEMU would make on the host, and cannot where it sees nothing of it."""
+    if definition.security_model is None or definition.security_model.name != "confined":
+        return
+    for nic in definition.nics:
+        makes = getattr(nic.mode.backend, "makes_files", None)
+        if makes is not None and makes(nic.mode_parameters):
+            message = f"QEMU makes a file for NIC mode {nic.mode.name}, and a confined one sees nothing of the host"
+            yield _wrong(f"{nic.origin}.mode", message, 'set security_model = "none" or "user"')
 
 
 def _ids(text: str) -> Iterable[str]:

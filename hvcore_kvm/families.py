@@ -95,7 +95,8 @@ class NicBackend(Protocol):
 
     A backend on a tap, where queues and vhost mean something, says so with an attribute ``tap = True``. One where
     queues mean something without a tap has ``multiqueue = True``, and one that shares the guest's memory with another
-    process ``shared_memory = True``.
+    process ``shared_memory = True``. One for which QEMU itself makes files on the host says so with a method
+    ``makes_files(parameters)``; a confined QEMU cannot.
     """
 
     def check(self, nic: Nic, parameters: Any) -> Iterable[Finding]:

@@ -357,7 +357,10 @@ def _advice(words: str) -> str | None:
 _ADVICE = (
     ("failed to set MSR", 'this KVM lacks what CPU model host needs: try cpu_features = {"arch-capabilities" = false}'),
     ('Failed to get "write" lock', "another process has the image open"),
-    ("Failed to connect to '/proc/self/fd/", "nobody listens on the socket of a NIC: is the switch running?"),
+    (
+        "Failed to connect to '/proc/self/fd/",
+        "is the switch of the NIC running, and may QEMU's user connect to its socket?",
+    ),
     ("Could not access KVM kernel module", "the user has to be in group kvm"),
     ("cannot set up guest memory", "the host has not enough free memory"),
     ("Could not set up host forwarding rule", "the port on the host is taken"),

@@ -43,6 +43,10 @@ class VhostUserNetwork:
     multiqueue = True
     shared_memory = True
 
+    def makes_files(self, parameters: VhostUserParameters) -> bool:
+        """QEMU itself makes the socket it listens on."""
+        return parameters.server
+
     def check(self, nic: Nic, parameters: VhostUserParameters) -> Iterator[Finding]:
         """Only virtio-net can do it, and there is no link."""
         if nic.link is not None:

@@ -148,7 +148,9 @@ def _qmp(host: Any, command: str, **arguments: Any) -> Any:
 def test_a_switch_that_listens(host: Any, switch: Callable[..., Switch], tmp_path: Path) -> None:
     """QEMU speaks the protocol with it, with as many queues as asked for, and memory that can be shared."""
     peer = switch(listens=True)
-    host.driver.start_instance(host.instance(nics=[_nic(tmp_path / "port", queues=3)]), paused=True)
+    host.driver.start_instance(
+        host.instance(security_model="none", nics=[_nic(tmp_path / "port", queues=3)]), paused=True
+    )
     assert peer.asked(_GET_QUEUE_NUM)
     assert peer.requests[0] == _GET_FEATURES
     (memory,) = _qmp(host, "query-memdev")
@@ -161,7 +163,7 @@ def test_a_switch_that_connects_and_is_restarted(host: Any, switch: Callable[...
     """QEMU listens; a new switch takes the place of the old one; the socket is gone afterwards."""
     path = tmp_path / "port"
     first = switch(listens=False)
-    host.driver.start_instance(host.instance(nics=[_nic(path, server=True)]), paused=True)
+    host.driver.start_instance(host.instance(security_model="none", nics=[_nic(path, server=True)]), paused=True)
     assert first.asked(_GET_FEATURES)
     assert not stat.S_IMODE(path.stat().st_mode) & 0o077
     first.close()
@@ -176,7 +178,7 @@ def test_a_switch_that_does_not_connect(make_host: Any, tmp_path: Path, host: An
     impatient = make_host(**{**host.settings, "start_timeout": 1.0})
     path = tmp_path / "port"
     with pytest.raises(hvcore.DeadlineExceeded) as caught:
-        impatient.driver.start_instance(impatient.instance(nics=[_nic(path, server=True)]))
+        impatient.driver.start_instance(impatient.instance(security_model="none", nics=[_nic(path, server=True)]))
     assert str(path) in (caught.value.hint or "")
     assert impatient.driver.list_instances().instances == ()
     assert not path.exists()
@@ -188,7 +190,7 @@ def test_a_switch_that_has_ended(host: Any, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as abandoned:
         abandoned.bind(str(path))
     with pytest.raises(hvcore.SpawnFailed, match="Connection refused") as caught:
-        host.driver.start_instance(host.instance(nics=[_nic(path)]))
+        host.driver.start_instance(host.instance(security_model="none", nics=[_nic(path)]))
     assert "switch" in (caught.value.hint or "")
     assert path.exists()
 
@@ -200,11 +202,11 @@ def test_a_path_that_another_has(host: Any, switch: Callable[..., Switch], tmp_p
         theirs.bind(str(path))
         theirs.listen(1)
         with pytest.raises(hvcore.HostError) as caught:
-            host.driver.start_instance(host.instance(nics=[_nic(path, server=True)]))
+            host.driver.start_instance(host.instance(security_model="none", nics=[_nic(path, server=True)]))
         assert caught.value.code == "in-use"
         assert path.exists()
     switch(listens=False)
-    host.driver.start_instance(host.instance(nics=[_nic(path, server=True)]), paused=True)
+    host.driver.start_instance(host.instance(security_model="none", nics=[_nic(path, server=True)]), paused=True)
 
 
 def test_a_long_path(host: Any, switch: Callable[..., Switch], tmp_path: Path) -> None:
@@ -214,9 +216,9 @@ def test_a_long_path(host: Any, switch: Callable[..., Switch], tmp_path: Path) -
     short = tmp_path / "port"
     peer = switch(listens=True)
     os.rename(short, deep)
-    host.driver.start_instance(host.instance(nics=[_nic(deep)]), paused=True)
+    host.driver.start_instance(host.instance(security_model="none", nics=[_nic(deep)]), paused=True)
     assert peer.asked(_GET_FEATURES)
-    findings = host.driver.check_parameter_syntax(host.instance(nics=[_nic(deep, server=True)]))
+    findings = host.driver.check_parameter_syntax(host.instance(security_model="none", nics=[_nic(deep, server=True)]))
     assert [(f.code, f.path) for f in findings] == [("invalid-value", "nics[0].params.socket")]
 
 
@@ -233,14 +235,14 @@ def test_what_is_wrong_is_found(host: Any, tmp_path: Path, given: dict[str, Any]
     """Without looking at the host."""
     params = {"socket": str(tmp_path / "port"), **given}
     nic = Nic(mode="vhost-user", link=params.pop("link", None), params=params)
-    findings = host.driver.check_parameter_syntax(host.instance(nics=[nic]))
+    findings = host.driver.check_parameter_syntax(host.instance(security_model="none", nics=[nic]))
     assert [(finding.code, finding.path) for finding in findings] == [(code, where)]
 
 
 @pytest.mark.parametrize("given", [{"memory_backend": "anon"}, {"memory_backend": "memfd", "memory_share": False}])
 def test_memory_that_cannot_be_shared(host: Any, tmp_path: Path, given: dict[str, Any]) -> None:
     """The switch would see none of the guest's packets."""
-    instance = host.instance(nics=[_nic(tmp_path / "port")], params=given)
+    instance = host.instance(security_model="none", nics=[_nic(tmp_path / "port")], params=given)
     (finding,) = host.driver.check_parameter_syntax(instance)
     assert finding.code == "contradiction"
     assert "vhost-user" in finding.message
@@ -250,7 +252,7 @@ def test_what_the_host_lacks(host: Any, tmp_path: Path) -> None:
     """No socket, no socket but a file, no directory."""
 
     def found(path: Path, **params: Any) -> list[tuple[str, str]]:
-        findings = host.driver.validate_parameters(host.instance(nics=[_nic(path, **params)]))
+        findings = host.driver.validate_parameters(host.instance(security_model="none", nics=[_nic(path, **params)]))
         return [(finding.code, finding.path.removeprefix("nics[0].params.")) for finding in findings]
 
     assert found(tmp_path / "absent") == [("no-peer", "socket")]
@@ -302,5 +304,12 @@ def test_a_guest_gets_its_address_through_shared_memory(passt: Path, host: Any, 
 def test_an_emulated_guest_on_an_old_qemu_is_warned_of(host: Any, tmp_path: Path) -> None:
     """What happens there is seen by none of the checks."""
     old = dict(host.driver.get_node_info().hypervisor)["qemu"].startswith("7.")
-    advice = host.driver.assess_parameters(host.instance(nics=[_nic(tmp_path / "port")]))
+    advice = host.driver.assess_parameters(host.instance(security_model="none", nics=[_nic(tmp_path / "port")]))
     assert (("crashes", "nics[0].mode") in {(f.code, f.path) for f in advice}) == old
+
+
+def test_a_confined_qemu_makes_no_socket(host: Any, tmp_path: Path) -> None:
+    """With server QEMU makes the socket, which a confined one cannot; as a client it is given the way to it."""
+    for server, expected in ((True, [("contradiction", "nics[0].mode")]), (False, [])):
+        instance = host.instance(security_model="confined", nics=[_nic(tmp_path / "port", server=server)])
+        assert [(f.code, f.path) for f in host.driver.check_parameter_syntax(instance)] == expected

@@ -53,7 +53,10 @@ def test_a_client_exchanges_bytes_with_hvc0(host: Any, linux: LinuxGuest, machin
     holder = host.driver.get_instance_console("web1", "virtconsole").holder
     assert holder is not None
     assert holder.pid == os.getpid()
-    assert b"heard=sesame" in Path(console.log_path).read_bytes()
+    # QEMU writes to the client first, and to the log after that.
+    looking = hvcore.Deadline.after(30)
+    while b"heard=sesame" not in Path(console.log_path).read_bytes():
+        assert not looking.expired
     host.driver.disconnect_console("web1", "virtconsole")
     while client._socket.recv(4096):
         pass

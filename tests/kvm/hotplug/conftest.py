@@ -42,7 +42,11 @@ class Whole:
                 self.files.append(str(os.readlink(fd)).partition(":[")[0])
         # How many connections and timers there are at this moment is QEMU's business.
         self.files = sorted(name for name in self.files if name not in ("socket", "anon_inode"))
-        self.taps = sorted(name for name in os.listdir("/sys/class/net") if name.startswith("hv"))
+        # Those it has open; others on the host are those of other tests.
+        self.taps = []
+        for info in Path(f"/proc/{host.pid()}/fdinfo").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                self.taps += [line.split()[1] for line in info.read_text().splitlines() if line.startswith("iff:")]
         read = json.loads((directory / "record.json").read_text())
         self.record = read["instance"]
         self.rest = sorted(entry for entry in os.listdir(directory) if entry != "companions")

@@ -10,16 +10,9 @@ from typing import Any
 import pytest
 
 import hvcore
-from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LinuxGuest, build_linux_guest
+from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LinuxGuest
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture(scope="session")
-def linux() -> LinuxGuest:
-    """The Linux guest, built once and kept between sessions."""
-    cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
-    return build_linux_guest(Path(cache) / "linux")
 
 
 @pytest.mark.linux

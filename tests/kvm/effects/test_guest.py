@@ -13,7 +13,7 @@ import pytest
 from kvm_effect import PATIENCE, Probe, disk, needs, nic, proves
 
 from hvcore import Deadline
-from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LINUX_READY_MARKER, LinuxGuest, build_linux_guest
+from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LINUX_READY_MARKER, LinuxGuest
 from hvcore_kvm.qmp import QmpClient
 
 pytestmark = [pytest.mark.qemu, pytest.mark.linux]
@@ -68,13 +68,6 @@ def _knows_attributes() -> bool:
     except OSError:
         return False
     return True
-
-
-@pytest.fixture(scope="session")
-def linux() -> LinuxGuest:
-    """The Linux guest, built once and kept between sessions."""
-    cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
-    return build_linux_guest(Path(cache) / "linux")
 
 
 class Shell:

@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import hvcore
@@ -230,22 +230,23 @@ def test_killed_at_every_command(host: Any, whole: Any, action: str, kind: str) 
 
 
 def test_a_qemu_that_does_not_answer(host: Any, whole: Any) -> None:
-    """Bounded, with a typed error, and nothing lost; another instance is not affected."""
+    """Each operation ends in its time with a typed error; nothing is lost, another instance is not affected."""
     host.start(host.instance(params={"machine": "q35"}))
     host.start(host.instance("other", params={"machine": "q35"}))
+    nic = Nic(uuid=NIC)
+    host.driver.hot_add_device("web1", nic)
     before = whole()
     pid = host.pid()
     os.kill(pid, signal.SIGSTOP)
     try:
-        begun = time.monotonic()
         for operation in (
             lambda: host.driver.hot_add_device("web1", _disk(host), timeout=1),
-            lambda: host.driver.hot_mod_device("web1", Nic(uuid=NIC), timeout=1),
+            lambda: host.driver.hot_mod_device("web1", attrs.evolve(nic, params={"link_up": False}), timeout=1),
+            lambda: host.driver.hot_del_device("web1", NIC, timeout=1),
         ):
-            with pytest.raises((hvcore.DeadlineExceeded, hvcore.InvalidParameters)):
+            with pytest.raises(hvcore.DeadlineExceeded, match="nothing was asked of it"):
                 operation()
-        assert time.monotonic() - begun < 60
-        host.driver.hot_add_device("other", Nic(uuid=NIC))
+        host.driver.hot_add_device("other", attrs.evolve(nic, uuid=DISK))
     finally:
         os.kill(pid, signal.SIGCONT)
     assert whole() == before

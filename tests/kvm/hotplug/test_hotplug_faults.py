@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import hvcore
 from hvcore import Disk, Nic
+from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.qmp import QmpClient, QmpRefused
 
 pytestmark = pytest.mark.qemu
@@ -91,6 +93,27 @@ def test_a_nic_cut_off_by_force(host: Any, whole: Any, bridge: str) -> None:
     assert _devices(host) == {DISK: "present", NIC: "removing"}
     assert not host.driver.hot_del_device("web1", DISK, timeout=1).done
     host.driver.reboot_instance("web1", mode="reset")
+    assert whole() == before
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+def test_what_outlives_the_tap_goes_too(host: Any, whole: Any, bridge: str) -> None:
+    """The rules of a limited NIC are there while it is, stay while its removal is pending, and then go."""
+    host.start(host.instance(params={"machine": "q35"}))
+    before = whole()
+    nic = Nic(uuid=NIC, mode="bridged", link=bridge, params={"bandwidth_limit": 1 << 20})
+    host.driver.hot_add_device("web1", nic)
+    (tap,) = whole().taps
+
+    def has_rules() -> bool:
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+        return tap in tables
+
+    assert has_rules()
+    assert not host.driver.hot_del_device("web1", NIC, timeout=0.1).done
+    assert has_rules()
+    host.driver.reboot_instance("web1", mode="reset")
+    assert not has_rules()
     assert whole() == before
 
 
@@ -217,6 +240,7 @@ def test_killed_at_every_command(host: Any, whole: Any, action: str, kind: str) 
         host.driver.recover()
         state = _devices(host).get(uuid, "gone")
         outcomes.add(state)
+        assert (state != "gone") is (device_id(kind, uuid) in whole().devices), f"cut {cut}: what is said is not so"
         assert state in {"add": ("present", "gone"), "remove": ("present", "removing")}[action], f"cut {cut}"
         if state != "gone":
             host.driver.hot_del_device("web1", uuid, timeout=0.01)

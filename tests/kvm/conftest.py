@@ -258,6 +258,12 @@ def linux() -> LinuxGuest:
 
 
 @pytest.fixture
+def linux_shell() -> type[Shell]:
+    """The shell of a Linux guest that has been started, by its console."""
+    return Shell
+
+
+@pytest.fixture
 def boot(host: Any, linux: LinuxGuest) -> Callable[..., Shell]:
     """Boots Linux and gives its shell."""
 

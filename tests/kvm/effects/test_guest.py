@@ -13,13 +13,12 @@ import pytest
 from kvm_effect import PATIENCE, Probe, disk, needs, nic, proves
 
 from hvcore import Deadline
-from hvcore.guests import LINUX_COMMAND_LINE, LINUX_PROMPT, LINUX_READY_MARKER, LinuxGuest
+from hvcore.guests import LINUX_COMMAND_LINE, LinuxGuest
 from hvcore_kvm.qmp import QmpClient
 
 pytestmark = [pytest.mark.qemu, pytest.mark.linux]
 
 _MIB = 1 << 20
-_BOOT_PATIENCE = 120.0
 _BASE = 0x400000
 _HEADERS = 0x78
 
@@ -70,22 +69,6 @@ def _knows_attributes() -> bool:
     return True
 
 
-class Shell:
-    """The root shell of the guest, on its serial console."""
-
-    def __init__(self, console: Any) -> None:
-        console._socket.settimeout(_BOOT_PATIENCE)
-        self.console = console
-        console.expect(LINUX_READY_MARKER)
-        console.expect(LINUX_PROMPT)
-
-    def run(self, command: str) -> str:
-        """What a command prints; the terminal's echo of the command itself has the sums not yet done."""
-        self.console.send(f"echo BEGIN$((6*7)); {command}; echo END$((6*7))\n".encode())
-        self.console.expect(b"BEGIN42")
-        return self.console.expect(b"END42").decode(errors="replace").replace("\r\n", "\n").strip("\n")
-
-
 _ASKED = {
     # parameter: command, what it prints
     "params.cmdline": ("cat /proc/cmdline", f"{LINUX_COMMAND_LINE} hv.mark=a,b"),
@@ -121,6 +104,7 @@ def test_what_the_guest_sees(
     host: Any,
     resolve: Callable[..., dict[str, Any]],
     linux: LinuxGuest,
+    linux_shell: Callable[[Any], Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -180,7 +164,7 @@ def test_what_the_guest_sees(
     with QmpClient.connect(str(directory / "query"), Deadline.after(PATIENCE)) as client:
         probe = Probe(client, host.pid(), directory)
         host.driver.resume_instance("web1")
-        shell = Shell(host.consoles[0])
+        shell = linux_shell(host.consoles[0])
         assert shell.run("uname -r") == linux.version
         found = {name: shell.run(f"({command})") for name, (command, _) in _ASKED.items()}
         assert found == {name: expect for name, (_, expect) in _ASKED.items()}
@@ -193,7 +177,7 @@ def test_what_the_guest_sees(
         assert probe.qmp("query-status")["status"] == "watchdog"
 
 
-def _shares(shell: Shell, directory: Path) -> None:
+def _shares(shell: Any, directory: Path) -> None:
     """The guest keeps what it has read of one share, and sees attributes of it; not so of the other."""
     for name, again, status in (("kept", "old", "0"), ("plain", "new", "95")):
         assert shell.run(f"mount -t virtiofs {name} /mnt; cat /mnt/text; echo") == "old"

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from hvcore.capabilities import Capability
 from hvcore.conformance.census import take_census
 from hvcore.conformance.failure import ConformanceFailure
 from hvcore.conformance.profile import ConformanceProfile
@@ -54,6 +55,7 @@ class Subject:
         self._roots = {kind: os.path.join(directory, kind) for kind in ("state", "data")}
         self._cache = cache
         self._names: list[str] = []
+        self._logs: set[str] = set()
         self._drivers: list[Driver] = []
         self._before = take_census(None, profile)
         self.driver = self.load()
@@ -94,6 +96,8 @@ class Subject:
         """
         definition = self.definition(**changes)
         self.driver.start_instance(definition, paused=paused)
+        if self.driver.description.claim(Capability.CONSOLE).offered:
+            self._logs.add(self.driver.get_instance_console(definition.name).log_path or "")
         if ready or deaf:
             self.wait_ready(definition.name)
         if deaf:
@@ -138,7 +142,10 @@ class Subject:
             return None
 
     def files(self) -> dict[str, bytes]:
-        """The files in the driver's directories and what they hold; the locks of hvcore are not the driver's."""
+        """The files in the driver's directories and what they hold.
+
+        The locks are hvcore's, and what a guest says on its console comes when the guest says it: both are left out.
+        """
         found = {}
         for kind, root in self._roots.items():
             for folder, _, names in os.walk(root):
@@ -146,7 +153,8 @@ class Subject:
                     continue
                 for name in names:
                     path = os.path.join(folder, name)
-                    found[f"{kind}{path.removeprefix(root)}"] = _content(path)
+                    if path not in self._logs:
+                        found[f"{kind}{path.removeprefix(root)}"] = _content(path)
         return found
 
     def files_about(self, name: str) -> tuple[str, ...]:

@@ -83,6 +83,10 @@ def test_nothing_is_lost_to_one_who_appends_meanwhile(tmp_path: Path, folder: in
     for thread in threads:
         thread.join()
     kept = _read(path)
+    assert len(kept) < 8 * lines
+    assert kept == _numbered(lines)[-len(kept) :]
+    hold_to_size(folder, "log", _SIZE)
+    kept = _read(path)
     assert kept == _numbered(lines)[-len(kept) :]
     assert _SIZE <= len(kept) <= _SIZE + SLACK + PAGE
 

@@ -102,11 +102,12 @@ def test_a_foreign_client_is_seen_and_has_to_go(qemu_host: Any) -> None:
     assert console.holder is None
     command = ["socat", "STDIO", f"UNIX-CONNECT:{console.socket_path}"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0) as other:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         other.stdin.write(b"e")
-        assert other.stdout.read(4) == b"ok\r\n"
+        other.stdin.flush()
+        assert other.stdout.readline() == b"ok\r\n"
         holder = qemu_host.driver.get_instance_console("web1").holder
         assert holder is not None
         assert (holder.pid, holder.program) == (other.pid, "socat")

@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hvcore_kvm.kvm_device import KvmLevel, probe_kvm
+
+# A busy machine is no failure, and a run says the same twice; HYPOTHESIS_PROFILE=explore draws new examples.
+settings.register_profile("hvcore", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("hvcore"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hvcore"))
 
 
 def _missing() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import hvcore
@@ -179,7 +179,6 @@ _ANY = st.recursive(
 _FIELDS = [field.name for field in attrs.fields(MigrationPolicy)]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=8), _ANY, max_size=4))
 def test_any_value_is_checked_without_a_fault(values: dict[str, Any]) -> None:
     """Whatever is given, there is a policy and a list of findings; a policy without findings is read as itself."""

@@ -652,7 +652,7 @@ def _without_effect(given: GanetiParameters) -> set[str]:
 _SHARED = ("sharedfile", "gluster", "ext", "blockdev")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(sources())
 def test_there_and_back(source: dict[str, Any]) -> None:
     """Exactly the source comes back; what the instance alone does not say is what has no effect."""
@@ -668,7 +668,7 @@ def test_there_and_back(source: dict[str, Any]) -> None:
     assert [str(f) for f in restored.findings if f.severity is not Severity.ADVICE] == []
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(sources())
 def test_what_comes_back_means_the_same(source: dict[str, Any]) -> None:
     """Without what has no place, another translation of what comes back is the same instance."""
@@ -732,7 +732,7 @@ _JUNK = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.dictionaries(st.one_of(st.sampled_from(sorted(NAMES)), st.text(max_size=5)), _JUNK, max_size=6),
     st.dictionaries(st.sampled_from(sorted(BACKEND)), _JUNK, max_size=3),
@@ -747,7 +747,7 @@ def test_rubbish_is_found_and_never_raises(hv: Any, be: Any, nics: Any, disks: A
     assert (done.instance is None) == (not done.findings.ok)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.dictionaries(
         st.sampled_from(

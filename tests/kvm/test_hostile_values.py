@@ -66,7 +66,7 @@ _HOSTILE = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=4).map("".joi
 
 def _examples(number: int) -> Any:
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=number, deadline=None, suppress_health_check=checks)
+    return settings(max_examples=number, suppress_health_check=checks)
 
 
 def _text_paths() -> list[str]:

@@ -156,7 +156,7 @@ def test_while_the_guest_is_asked_it_is_shutting_down(host: Any) -> None:
         console.expect(b"ignored power button")
         assert host.driver.get_instance_info("web1").state is InstanceState.SHUTTING_DOWN
         with pytest.raises(hvcore.InstanceBusy, match=f"stop_instance by process {os.getpid()}"):
-            host.driver.pause_instance("web1", timeout=0.05)
+            host.driver.pause_instance("web1", timeout=0.5)
     finally:
         console.send(b"q")
         stopping.join(30)

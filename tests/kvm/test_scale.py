@@ -28,14 +28,14 @@ def test_one_hung_instance_among_fifty(host: Any, accel: str) -> None:
     hung = names[7]
     os.kill(host.pid(hung), signal.SIGSTOP)
     threads = threading.active_count()
-    for _ in range(5):
+    for _ in range(3):
         listed = host.driver.list_instances().instances
         assert [row.name for row in listed if row.alive] == names
-        infos = {info.name: info for info in host.driver.get_all_instances_info(timeout=1).instances}
+        infos = {info.name: info for info in host.driver.get_all_instances_info(timeout=3).instances}
         assert list(infos) == names
         assert {info.state for name, info in infos.items() if name != hung} == {InstanceState.RUNNING}
         assert (infos[hung].state, infos[hung].reason.cause) == (InstanceState.UNKNOWN, Cause.NOT_ANSWERING)
-        assert host.driver.get_instance_info(names[-1], timeout=5).state is InstanceState.RUNNING
+        assert host.driver.get_instance_info(names[-1]).state is InstanceState.RUNNING
     assert len(os.listdir("/proc/self/fd")) == before
     assert threading.active_count() == threads
     for name in names:

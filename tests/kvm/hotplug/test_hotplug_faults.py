@@ -264,7 +264,7 @@ def test_a_qemu_that_does_not_answer(host: Any, whole: Any) -> None:
     os.kill(pid, signal.SIGSTOP)
     try:
         for operation in (
-            lambda: host.driver.hot_add_device("web1", _disk(host), timeout=1),
+            lambda: host.driver.hot_add_device("web1", _disk(host), timeout=3),
             lambda: host.driver.hot_mod_device("web1", attrs.evolve(nic, params={"link_up": False}), timeout=1),
             lambda: host.driver.hot_del_device("web1", NIC, timeout=1),
         ):
@@ -292,7 +292,7 @@ def test_stopped_in_the_middle(host: Any, whole: Any, monkeypatch: pytest.Monkey
         monkeypatch.setattr(QmpClient, "execute", stop)
         try:
             with pytest.raises(hvcore.OutcomeUnknown):
-                host.driver.hot_add_device("web1", _disk(host), timeout=1)
+                host.driver.hot_add_device("web1", _disk(host), timeout=3)
         finally:
             os.kill(pid, signal.SIGCONT)
         monkeypatch.undo()

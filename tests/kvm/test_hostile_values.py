@@ -349,7 +349,8 @@ def _rbd(node: dict[str, str]) -> str:
     """The URI of an image, from QEMU's typed options."""
     space = f"{node['namespace']}/" if "namespace" in node else ""
     snapshot = f"@{node['snapshot']}" if "snapshot" in node else ""
-    return f"{space}{node['image']}{snapshot}"
+    options = [f":{'id' if name == 'user' else name}={node[name]}" for name in node if name in ("user", "conf")]
+    return f"{space}{node['image']}{snapshot}{''.join(options)}"
 
 
 @pytest.mark.parametrize("field", PLANNED, ids=lambda field: field.name)
@@ -364,6 +365,7 @@ def test_a_planned_option_holds_exactly_the_value(host: Any, field: Field) -> No
     @example("a,,b,")
     @example(",")
     @example("=")
+    @example("exec:id=,")
     @example("plain")
     def check(value: str) -> None:
         definition = field.definition(host, value)

@@ -28,6 +28,7 @@ class Capability(enum.StrEnum):
     CONSOLE_DISCONNECT = "console-disconnect"
     SCREENSHOT = "screenshot"
     MIGRATION = "migration"
+    MIGRATION_STEPS = "migration-steps"
     POWERCYCLE = "powercycle"
     ANCILLARY_FILES = "ancillary-files"
     EVENTS = "events"

@@ -427,6 +427,17 @@ class Driver(Passage):
         """Say how a migration goes."""
         return self._named("get_migration_status", instance, timeout)
 
+    def continue_migration(
+        self,
+        instance: Instance | str,
+        *,
+        switch_over: bool = True,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> MigrationStatus:
+        """Do what a migration is due for now, waiting up to ``wait`` seconds for something to change."""
+        return self._named("continue_migration", instance, timeout, switch_over=switch_over, wait=wait)
+
     def cancel_migration(self, instance: Instance | str, *, timeout: float | None = None) -> MigrationStatus:
         """Cancel a migration; the source runs on."""
         return self._named("cancel_migration", instance, timeout)

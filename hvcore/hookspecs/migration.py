@@ -1,7 +1,9 @@
 """Moving an instance to another host.
 
 Order: `hv_migration_info` (source), `hv_accept_instance` (destination), `hv_migrate_instance` (source),
-`hv_get_migration_status` as often as wanted, then the two finalisers in either order, as often as wanted.
+`hv_get_migration_status` as often as wanted, then the two finalisers in either order, as often as wanted. Where nobody
+but the host application can do what becomes due meanwhile, it calls `hv_continue_migration` as well, on the source.
+`hvcore.migrate` does all of it.
 """
 
 from __future__ import annotations
@@ -114,6 +116,28 @@ def hv_get_migration_status(name: str, deadline: Deadline) -> MigrationStatus:
     Errors: `NotRunning`; `DeadlineExceeded` when it does not answer.
 
     Capability: ``migration``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_continue_migration(name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
+    """Do on the source what has become due: what the policy asks for now, and letting the guest go over.
+
+    For drivers of hypervisors that do not do this by themselves. Called again and again until the phase is final; when
+    it is not, the guest is not lost: it runs on, or waits before it goes over.
+
+    Args:
+        name: name of the instance.
+        switch_over: let a guest that waits to go over go; without it, it waits on in phase ``pre-switchover``.
+        wait: seconds to wait for a change of phase, if nothing is due.
+        deadline: by when to be done.
+
+    Returns:
+        The status after it.
+
+    Errors: `NotRunning`; `HypervisorRefused`; `OutcomeUnknown`.
+
+    Capability: ``migration-steps``. Since: 0.1.
     """
 
 

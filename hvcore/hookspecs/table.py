@@ -127,6 +127,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("accept_instance", Capability.MIGRATION, mutating=True, timeout=60.0),
         _row("migrate_instance", Capability.MIGRATION, mutating=True, timeout=60.0),
         _row("get_migration_status", Capability.MIGRATION, timeout=5.0),
+        _row("continue_migration", Capability.MIGRATION_STEPS, mutating=True),
         _row("cancel_migration", Capability.MIGRATION, mutating=True),
         _row("finalize_migration_source", Capability.MIGRATION, mutating=True, timeout=60.0),
         _row("finalize_migration_dst", Capability.MIGRATION, mutating=True, timeout=60.0),

@@ -77,6 +77,7 @@ def _calls(subject: Subject, name: str) -> dict[str, Callable[[], object]]:
         "accept_instance": lambda: driver.accept_instance(moving, "127.0.0.1", policy),
         "migrate_instance": lambda: driver.migrate_instance(name, target, policy),
         "get_migration_status": lambda: driver.get_migration_status(name),
+        "continue_migration": lambda: driver.continue_migration(name),
         "cancel_migration": lambda: driver.cancel_migration(name),
         "finalize_migration_source": lambda: driver.finalize_migration_source(name, False),
         "finalize_migration_dst": lambda: driver.finalize_migration_dst(moving, False),

@@ -63,6 +63,9 @@ _EXPORTS: dict[str, str] = {
     "MultiFd": "hvcore.model.migration_policy",
     "PostCopy": "hvcore.model.migration_policy",
     "read_migration_policy": "hvcore.migration_policy",
+    "migrate": "hvcore.migration",
+    "MigrationDestination": "hvcore.migration",
+    "MigrationResult": "hvcore.model.migration",
     "MigrationStatus": "hvcore.model.migration",
     "MigrationTarget": "hvcore.model.migration",
     "MigrationCompatibility": "hvcore.model.migration",
@@ -291,6 +294,8 @@ if TYPE_CHECKING:
     from hvcore.linux import (
         read_node_info as read_node_info,
     )
+    from hvcore.migration import MigrationDestination as MigrationDestination
+    from hvcore.migration import migrate as migrate
     from hvcore.migration_policy import read_migration_policy as read_migration_policy
     from hvcore.model.console import (
         Console as Console,
@@ -365,6 +370,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.migration import (
         MigrationPhase as MigrationPhase,
+    )
+    from hvcore.model.migration import (
+        MigrationResult as MigrationResult,
     )
     from hvcore.model.migration import (
         MigrationStatus as MigrationStatus,

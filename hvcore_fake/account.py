@@ -18,6 +18,7 @@ _WORDS: dict[Cause, str] = {
     Cause.HOST_PAUSE: "the host paused it",
     Cause.GUEST_PANIC: "the guest's kernel panicked",
     Cause.IO_ERROR: "a disk reported an error",
+    Cause.MIGRATION: "it is moving between two hosts",
 }
 
 _ENDINGS: dict[str, tuple[InstanceState, Cause, str]] = {

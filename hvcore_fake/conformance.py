@@ -29,6 +29,7 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
         damage_records=_damage_records,
         times_asked=_times_asked,
         restarts=lambda driver: World.of(driver).powercycles,
+        migration={"tls": False},
         absent={
             "argv": "a modelled process has no argument list",
             "unstartable": "a modelled process does not end before it is ready, and prints nothing",

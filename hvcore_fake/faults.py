@@ -55,6 +55,12 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "pause_instance": ("pause", "commit"),
     "resume_instance": ("resume", "commit"),
     "cleanup_instance": ("removal", "commit"),
+    "accept_instance": ("directory", "process", "record", "commit"),
+    "migrate_instance": ("send", "commit"),
+    "continue_migration": ("steer", "switch-over", "commit"),
+    "cancel_migration": ("cancel", "commit"),
+    "finalize_migration_source": ("cancel", "forget", "kill", "ending", "removal", "commit"),
+    "finalize_migration_dst": ("resume", "record", "kill", "removal", "commit"),
     "powercycle_node": ("powercycle",),
 }
 """The effects of each operation, in order: the points at which faults can strike within it.
@@ -62,8 +68,10 @@ EFFECTS: dict[str, tuple[str, ...]] = {
 ``directory`` makes the instance's directory; ``process`` spawns the hypervisor process, its guest paused; ``record``
 writes the runtime record; ``resume`` lets the guest run; ``pause`` stops it; ``button`` presses the power button;
 ``wait`` gives the guest its time; ``kill`` ends the process; ``ending`` writes why the instance ended; ``removal``
-removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button;
-``powercycle`` notes a restart of the host; ``commit`` ends the journal.
+removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``send``
+begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets its
+guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
+host; ``commit`` ends the journal.
 """
 
 EVENTS = ("RESUME", "STOP", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")

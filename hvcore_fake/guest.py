@@ -43,6 +43,14 @@ def freeze(process: Process, now: float, state: InstanceState, cause: Cause) -> 
     return attrs.evolve(process, state=state, cause=cause, since=now, frozen=now)
 
 
+def hold(process: Process, now: float) -> Process:
+    """The virtual CPUs stop so that what is left of the guest can be sent; one that is held stays so."""
+    if process.state is InstanceState.MIGRATING:
+        return process
+    frozen = now if process.frozen is None else process.frozen
+    return attrs.evolve(process, state=InstanceState.MIGRATING, cause=Cause.MIGRATION, since=now, frozen=frozen)
+
+
 def thaw(process: Process, now: float) -> Process:
     """The virtual CPUs run, for the first time or again; everything the guest was about to do comes later."""
     running = attrs.evolve(process, state=InstanceState.RUNNING, cause=Cause.STARTED, since=now)

@@ -55,7 +55,7 @@ def launch(
     in_time()
     effect("directory", lambda: world.store.make(directory), files=(directory,))
     effect("process", lambda: world.spawn(instance), files=process_keys(name))
-    effect("record", lambda: _write_record(world, instance), files=records)
+    effect("record", lambda: write_record(world, instance), files=records)
     if not paused:
         effect("resume", lambda: world.resume(name), files=process_keys(name))
     in_time()
@@ -87,13 +87,15 @@ def put_in_order(world: World, name: str) -> None:
         world.store.remove(directory_key(name))
 
 
-def _write_record(world: World, instance: Instance) -> None:
+def write_record(world: World, instance: Instance, *, incoming: bool = False) -> None:
+    """Write down what an instance runs with, and that it has not ended."""
     process = world.process(instance.name)
     record = RuntimeRecord(
         instance=instance,
         pid=0 if process is None else process.pid,
         events_before=world.events.last if process is None else process.events_before,
         boot_id=boot_id(),
+        incoming=incoming,
     )
     world.store.write(record_key(instance.name), record)
     world.store.remove(definition_key(instance.name), ending_key(instance.name))

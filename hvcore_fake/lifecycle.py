@@ -39,6 +39,8 @@ _RUNS: tuple[InstanceState, ...] = (InstanceState.RUNNING,)
 _ASKABLE = (InstanceState.RUNNING, InstanceState.SHUTTING_DOWN, InstanceState.PAUSED)
 """States in which a guest can notice its power button; a paused one is let run for it."""
 
+_MOVING = (InstanceState.INCOMING, InstanceState.MIGRATING, InstanceState.POSTMIGRATE)
+
 _STILL: tuple[InstanceState, ...] = (InstanceState.PAUSED, InstanceState.PRELAUNCH)
 
 
@@ -180,6 +182,9 @@ def _wait(world: World, name: str, grace: float) -> None:
 
 def _control(world: World, process: Process, effect: str) -> tuple[Callable[[], object] | None, InstanceState]:
     name, state = process.name, process.state
+    if state in _MOVING or process.cause is Cause.MIGRATION:
+        hint = "finish the migration first, or cancel it"
+        raise WrongState(f"{effect} makes no sense: it is moving between two hosts", instance=name, hint=hint)
     if effect == "reset":
         running = state is InstanceState.RUNNING
         return (lambda: world.reset(name)), state if running else InstanceState.PRELAUNCH

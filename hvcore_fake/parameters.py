@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from hvcore import Finding, FindingSet, Instance, ParameterSection, ParameterTable, Seconds, param, structure_sections
+from hvcore import (
+    Finding,
+    FindingSet,
+    Instance,
+    ParameterSection,
+    ParameterTable,
+    Seconds,
+    Size,
+    param,
+    structure_sections,
+)
 
 NIC_MODES = ("user", "bridged", "routed", "openvswitch")
 """NIC modes that are accepted; a modelled NIC is connected to nothing in all of them."""
@@ -37,6 +47,11 @@ class GuestParameters:
     )
     panic_after: Seconds | None = param(
         default=None, unit="seconds", summary="The guest's kernel panics so long after its start."
+    )
+    dirty_rate: Size = param(
+        default=Size(0),
+        unit="bytes a second",
+        summary="How much of its memory the guest changes while it runs; a migration sends 1 GiB a second.",
     )
     on_panic: str = param(
         default="shutdown",

@@ -21,6 +21,11 @@ from hvcore import (
     InstanceInfos,
     InstanceListing,
     InvalidParameters,
+    MigrationCompatibility,
+    MigrationInfo,
+    MigrationPolicy,
+    MigrationStatus,
+    MigrationTarget,
     NodeInfo,
     ParameterTable,
     Plan,
@@ -32,7 +37,7 @@ from hvcore import (
     __version__,
     hookimpl,
 )
-from hvcore_fake import lifecycle, parameters, queries
+from hvcore_fake import lifecycle, migration, parameters, queries
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.plan import plan_start
 from hvcore_fake.recovery import recover
@@ -52,6 +57,8 @@ _CAPABILITIES = (
     Capability.RECOVER,
     Capability.VERIFY_INSTANCE,
     Capability.CONSOLE,
+    Capability.MIGRATION,
+    Capability.MIGRATION_STEPS,
     Capability.POWERCYCLE,
     Capability.ANCILLARY_FILES,
     Capability.EVENTS,
@@ -98,12 +105,9 @@ class FakeDriver:
     @hookimpl
     def hv_assess_parameters(self, instance: Instance, deadline: Deadline) -> FindingSet:
         """Give advice."""
-        return self._run(
-            "assess_parameters",
-            instance.name,
-            deadline,
-            lambda call: queries.assess(call.world, instance, __version__),
-        )
+        assess = queries.assess
+        name = instance.name
+        return self._run("assess_parameters", name, deadline, lambda call: assess(call.world, instance, __version__))
 
     @hookimpl
     def hv_plan_start(self, instance: Instance, paused: bool, deadline: Deadline) -> Plan:
@@ -189,6 +193,60 @@ class FakeDriver:
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """Describe a console."""
         return self._run("get_instance_console", name, deadline, lambda call: queries.console(call.world, name, kind))
+
+    @hookimpl
+    def hv_versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:
+        """Compare versions."""
+        return self._run("versions_safe_for_migration", None, None, lambda _: migration.compatible(source, destination))
+
+    @hookimpl
+    def hv_migration_info(self, name: str, deadline: Deadline) -> MigrationInfo:
+        """Say what the destination needs to know."""
+        return self._run("migration_info", name, deadline, lambda call: migration.information(call, name))
+
+    @hookimpl
+    def hv_accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationTarget:
+        """Prepare for an instance. A modelled destination is found by its path, whatever the address."""
+        foreign, name = self._settings.accept_foreign, info.instance
+        return self._run("accept_instance", name, deadline, lambda call: migration.accept(call, info, policy, foreign))
+
+    @hookimpl
+    def hv_migrate_instance(
+        self, name: str, target: MigrationTarget, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationStatus:
+        """Begin to send."""
+        return self._run("migrate_instance", name, deadline, lambda call: migration.send(call, name, target, policy))
+
+    @hookimpl
+    def hv_get_migration_status(self, name: str, deadline: Deadline) -> MigrationStatus:
+        """Say how it goes."""
+        return self._run("get_migration_status", name, deadline, lambda call: migration.progress(call, name))
+
+    @hookimpl
+    def hv_continue_migration(self, name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
+        """Do what is due, and let virtual time pass."""
+        go_on = migration.go_on
+        return self._run("continue_migration", name, deadline, lambda call: go_on(call, name, switch_over, wait))
+
+    @hookimpl
+    def hv_cancel_migration(self, name: str, deadline: Deadline) -> MigrationStatus:
+        """Cancel."""
+        return self._run("cancel_migration", name, deadline, lambda call: migration.cancel(call, name))
+
+    @hookimpl
+    def hv_finalize_migration_source(self, name: str, success: bool, deadline: Deadline) -> Transition:
+        """Finish on the source."""
+        finish = migration.finish_source
+        return self._run("finalize_migration_source", name, deadline, lambda call: finish(call, name, success))
+
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        """Finish on the destination."""
+        foreign, name = self._settings.accept_foreign, info.instance
+        finish = migration.finish_destination
+        return self._run("finalize_migration_dst", name, deadline, lambda call: finish(call, info, success, foreign))
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:

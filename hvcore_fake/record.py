@@ -4,11 +4,67 @@ from __future__ import annotations
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState, StateReason
+from hvcore import Cause, Instance, InstanceState, MigrationPhase, StateReason
 from hvcore_fake.parameters import GuestParameters
 
 SCHEMA = 1
 """Version of the format of all records of this module."""
+
+
+@attrs.frozen(kw_only=True)
+class Sending:
+    """A migration as its source models it. Times are those of the source's virtual clock.
+
+    Attributes:
+        target: file of the process that listens for the guest: what stands for a network here.
+        began: when it began.
+        phase: how far it is.
+        since: when the phase began.
+        bandwidth: bytes a second that are sent.
+        dirty_rate: bytes a second that the guest changes while it runs.
+        limit: longest pause of the guest, in seconds, with which it goes over.
+        limit_maximum: what the limit may be raised to.
+        patience: seconds after which it is taken not to converge.
+        on_no_convergence: what is done then, in the words of the policy.
+        was: the guest's state when it began.
+        was_because: the cause of that state.
+        downtime: seconds the guest paused, once it has.
+        error: why it failed.
+        answer_lost: all will arrive, and the destination's answer to that will not come back.
+    """
+
+    target: str
+    began: float
+    since: float
+    bandwidth: float
+    dirty_rate: float
+    limit: float
+    limit_maximum: float
+    patience: float
+    on_no_convergence: str
+    was: InstanceState
+    was_because: Cause
+    phase: MigrationPhase = MigrationPhase.SETUP
+    downtime: float | None = None
+    error: str = ""
+    answer_lost: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Connection:
+    """What a destination knows of the source that has connected to it.
+
+    Attributes:
+        pid: the process that listens.
+        source: file of the process that sends.
+        source_pid: that process.
+        guest: the guest, once all of it has arrived.
+    """
+
+    pid: int
+    source: str
+    source_pid: int
+    guest: Process | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +91,7 @@ class Process:
         asked: the coming power-off is the answer to the power button.
         frozen: when the virtual CPUs were stopped, ``None`` while they run.
         resets: how often the reset button was pressed.
+        sending: the migration that it is the source of, also when that has ended.
     """
 
     name: str
@@ -56,6 +113,7 @@ class Process:
     asked: bool = False
     frozen: float | None = None
     resets: int = 0
+    sending: Sending | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -67,12 +125,14 @@ class RuntimeRecord:
         pid: its process, 0 when none was found.
         events_before: number of the last event in the world when it was started.
         boot_id: boot of the host in which it was started.
+        incoming: it comes from another host, and has not been told to run yet.
     """
 
     instance: Instance
     pid: int
     events_before: int
     boot_id: str
+    incoming: bool = False
 
 
 @attrs.frozen(kw_only=True)

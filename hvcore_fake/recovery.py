@@ -15,9 +15,11 @@ from hvcore import (
 )
 from hvcore_fake.account import ENDINGS, account_keys, directory_key
 from hvcore_fake.disks import check_disks, check_use
+from hvcore_fake.finishing import settle_destination, settle_sides, settle_source
 from hvcore_fake.life import at_once, finish, kept_definition, launch, put_in_order
+from hvcore_fake.link import PROCESSES
 from hvcore_fake.transaction import JOURNALS, Call, journal_key
-from hvcore_fake.world import PROCESSES, World
+from hvcore_fake.world import World
 
 _DIRECTORIES = ("state/", PROCESSES, "data/")
 
@@ -33,7 +35,7 @@ def recover(call: Call, name: str) -> Recovery:
         return Recovery()
     with world.store.locked(call.deadline):
         world.store.sweep(*_DIRECTORIES)
-        found = _settled(world, name)
+        found = _settled(world, name) or _sides(world, name)
     return Recovery(instances=() if found is None else (found,))
 
 
@@ -62,6 +64,14 @@ def _settled(world: World, name: str) -> RecoveredInstance | None:
         return settle(world, name)
     except HypervisorError as error:
         return RecoveredInstance(name=name, operation="unknown", outcome=FAILED, detail=error.message)
+
+
+def _sides(world: World, name: str) -> RecoveredInstance | None:
+    found = settle_sides(world, name)
+    if found is None:
+        return None
+    operation, outcome, detail = found
+    return RecoveredInstance(name=name, operation=operation, outcome=outcome, detail=detail)
 
 
 Steps = Sequence[Mapping[str, Any]]
@@ -113,6 +123,20 @@ def _settle_reboot(world: World, name: str, begin: Mapping[str, Any], steps: Ste
     return _start_again(world, name)
 
 
+def _settle_finish_source(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del steps
+    if settle_source(world, name, begin.get("success") is True):
+        return COMPLETED, "the migration was finished"
+    return UNDONE, "the migration is as it was"
+
+
+def _settle_finish_destination(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del begin, steps
+    if settle_destination(world, name):
+        return COMPLETED, "the migration was finished"
+    return UNDONE, "the migration is as it was"
+
+
 def _start_again(world: World, name: str) -> tuple[str, str]:
     definition = kept_definition(world, name)
     if definition is None:
@@ -144,4 +168,10 @@ _SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str,
     "pause_instance": _settle_control,
     "resume_instance": _settle_control,
     "cleanup_instance": _settle_cleanup,
+    "accept_instance": _settle_start,
+    "migrate_instance": _settle_control,
+    "continue_migration": _settle_control,
+    "cancel_migration": _settle_control,
+    "finalize_migration_source": _settle_finish_source,
+    "finalize_migration_dst": _settle_finish_destination,
 }

@@ -5,21 +5,23 @@ It is reality; what the driver believes about it is in its records, and the two 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Self
 
 import attrs
 
-from hvcore import Cause, Directories, Driver, EventBatch, Instance, InstanceState, NotRunning
+from hvcore import Cause, Driver, EventBatch, Instance, InstanceState
 from hvcore_fake import guest
-from hvcore_fake.clock import VirtualClock
-from hvcore_fake.events import EventLog, events_key
 from hvcore_fake.faults import FaultPlan
+from hvcore_fake.moving import Moving
 from hvcore_fake.parameters import guest_parameters
+from hvcore_fake.processes import process_key, process_keys
 from hvcore_fake.record import Process
-from hvcore_fake.store import Store
+from hvcore_fake.sending import next_phase
 
-PROCESSES = "state/processes/"
+__all__ = ["FIRST_PID", "Counter", "World", "process_key", "process_keys"]
+
 _PIDS = "data/processes.json"
 _POWERCYCLES = "data/powercycles.json"
 
@@ -34,18 +36,13 @@ class Counter:
     count: int
 
 
-class World:
+class World(Moving):
     """The modelled hypervisor below some directories. All objects on the same directories see the same world.
 
     Args:
         directories: those of the driver.
         faults: the plan that loses events; give the one of the driver's settings to lose those a test provokes.
     """
-
-    def __init__(self, directories: Directories, faults: FaultPlan | None = None) -> None:
-        self.store = Store(directories)
-        self.clock = VirtualClock(self.store)
-        self.events = EventLog(self.store, self.clock, faults or FaultPlan())
 
     @classmethod
     def of(cls, driver: Driver, faults: FaultPlan | None = None) -> Self:
@@ -100,17 +97,8 @@ class World:
 
     # What the driver sees and does
 
-    def process(self, name: str) -> Process | None:
-        """The process of an instance, ``None`` when none lives."""
-        return self.store.read(process_key(name), Process)
-
-    def processes(self) -> tuple[Process, ...]:
-        """All processes that live, by name."""
-        names = self.store.names(PROCESSES, ".json")
-        return tuple(process for name in names if (process := self.process(name)) is not None)
-
-    def spawn(self, instance: Instance) -> Process:
-        """Begin a process whose guest has not yet run its first instruction."""
+    def spawn(self, instance: Instance, *, incoming: bool = False) -> Process:
+        """Begin a process whose guest has not yet run its first instruction, or comes from another host."""
         counted = self.store.read(_PIDS, Counter)
         count = 0 if counted is None else counted.count
         self.store.write(_PIDS, Counter(count=count + 1))
@@ -123,6 +111,8 @@ class World:
             since=self.clock(),
             events_before=self.events.last,
             behaviour=guest_parameters(instance),
+            state=InstanceState.INCOMING if incoming else InstanceState.PRELAUNCH,
+            cause=Cause.MIGRATION if incoming else Cause.STARTED_PAUSED,
         )
         self.clock.set(self.clock())
         self._write(process)
@@ -196,6 +186,11 @@ class World:
                 batch = self.events.after(cursor)
         return batch
 
+    def wait_for_phase(self, name: str, seconds: float) -> None:
+        """Let time pass until the migration of an instance is in another phase, at most so long."""
+        before = self._phase(name)
+        self._pass(self.clock() + seconds, lambda: self._phase(name) is not before)
+
     def note_powercycle(self) -> None:
         """The driver was asked to restart the host."""
         with self.store.locked():
@@ -204,19 +199,21 @@ class World:
     # Time
 
     def _due(self) -> list[float]:
-        return [doing[0] for process in self.processes() if (doing := guest.next_doing(process)) is not None]
+        return [doing[0] for process in self.processes() if (doing := _next_doing(process)) is not None]
 
     def _pass(self, until: float, enough: Callable[[], bool]) -> None:
         with self.store.locked():
             while not enough():
-                coming = [(doing, p) for p in self.processes() if (doing := guest.next_doing(p)) is not None]
+                coming = [(doing, p) for p in self.processes() if (doing := _next_doing(p)) is not None]
                 first = min(coming, key=lambda entry: (entry[0], entry[1].name), default=None)
                 if first is None or first[0][0] > until:
                     self.clock.set(until)
                     return
                 (at, what), process = first
                 self.clock.set(at)
-                if what == "panic":
+                if what == "migration":
+                    self._migrate(process)
+                elif what == "panic":
                     self._panic(process)
                 else:
                     self._power_off(process, asked=process.asked)
@@ -234,26 +231,9 @@ class World:
         else:
             self._write(guest.freeze(process, self.clock(), InstanceState.PANICKED, Cause.GUEST_PANIC))
 
-    # Files
 
-    def _living(self, name: str) -> Process:
-        process = self.process(name)
-        if process is None:
-            raise NotRunning("no modelled process of it lives", instance=name)
-        return process
-
-    def _write(self, process: Process) -> None:
-        self.store.write(process_key(process.name), process)
-
-    def _remove(self, process: Process) -> None:
-        self.store.remove(process_key(process.name))
-
-
-def process_key(name: str) -> str:
-    """Where the process of an instance is."""
-    return f"{PROCESSES}{name}.json"
-
-
-def process_keys(name: str) -> tuple[str, ...]:
-    """All that a process of an instance writes."""
-    return (process_key(name), f"data/instances/{name}/", events_key(name))
+def _next_doing(process: Process) -> tuple[float, str] | None:
+    """When something will next happen to a process by itself, and what."""
+    moving = (math.inf if process.sending is None else next_phase(process, process.sending), "migration")
+    doing = guest.next_doing(process)
+    return min(doing or moving, moving) if moving[0] < math.inf else doing

@@ -119,3 +119,24 @@ class SavedInstance:
     name: str
     path: str
     size: int
+
+
+@attrs.frozen(kw_only=True)
+class MigrationResult:
+    """A migration that succeeded, as its source measured it.
+
+    Attributes:
+        instance: name of the instance, which runs (or is paused, as it was) on the destination.
+        total_time: seconds it took, from the first byte to the last.
+        downtime: seconds the guest paused, ``None`` if the source did not say.
+        transferred: bytes that were sent.
+        phases: each phase that was seen and how many seconds after the beginning, in order.
+        note: what there is to know about the two versions of the hypervisor; empty if nothing.
+    """
+
+    instance: str
+    total_time: float = 0.0
+    downtime: float | None = None
+    transferred: int = 0
+    phases: tuple[tuple[MigrationPhase, float], ...] = ()
+    note: str = ""

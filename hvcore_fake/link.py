@@ -1,0 +1,97 @@
+"""What connects two modelled hosts: the destination's process is a file, and its path is the address to send to."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+
+from hvcore import Cause, Directories, InstanceState, RecordError
+from hvcore_fake.record import Connection, Process
+from hvcore_fake.store import Store
+
+PROCESSES = "state/processes/"
+CONNECTIONS = "state/connections/"
+
+
+def connection_key(name: str) -> str:
+    """Where a destination has what it knows of its source."""
+    return f"{CONNECTIONS}{name}.json"
+
+
+def listens(target: str) -> Process | None:
+    """The process at the other end, if it waits for a guest."""
+    found = _process(target)
+    return found if found is not None and found.state is InstanceState.INCOMING else None
+
+
+def connect(target: str, source: str, source_pid: int) -> bool:
+    """Connect a source to its destination; says whether somebody listens there."""
+    return _write(target, source, source_pid, None)
+
+
+def deliver(target: str, source: str, guest: Process) -> bool:
+    """Send the last of a guest; says whether it arrived."""
+    return _write(target, source, guest.pid, guest)
+
+
+def received(store: Store, process: Process, own: str) -> Process | None:
+    """A process that waits for a guest as it really is: with the guest, or gone when the connection broke before."""
+    connection = store.read(connection_key(process.name), Connection)
+    if connection is None or connection.pid != process.pid:
+        return process
+    if connection.guest is None and not _is_sending(connection, own):
+        # It may have sent the last since.
+        connection = store.read(connection_key(process.name), Connection) or connection
+        if connection.guest is None:
+            return None
+    return process if connection.guest is None else _with_guest(process, connection.guest)
+
+
+def _with_guest(process: Process, guest: Process) -> Process:
+    frozen = 0.0 if guest.frozen is None else guest.frozen
+
+    def since_then(moment: float | None) -> float | None:
+        return None if moment is None else moment - frozen
+
+    return attrs.evolve(
+        process,
+        state=InstanceState.PAUSED,
+        cause=Cause.MIGRATION,
+        booted=since_then(guest.booted),
+        powers_off=since_then(guest.powers_off),
+        panics=since_then(guest.panics),
+        asked=guest.asked,
+        # Its clock begins when it is told to run: two hosts have two clocks.
+        frozen=0.0,
+    )
+
+
+def _is_sending(connection: Connection, own: str) -> bool:
+    sender = _process(connection.source)
+    if sender is None or sender.pid != connection.source_pid or sender.sending is None:
+        return False
+    return sender.sending.target == own and not sender.sending.phase.is_final
+
+
+def _write(target: str, source: str, source_pid: int, guest: Process | None) -> bool:
+    listener = listens(target)
+    if listener is None:
+        return False
+    connection = Connection(pid=listener.pid, source=source, source_pid=source_pid, guest=guest)
+    _store(target).write(connection_key(listener.name), connection)
+    return True
+
+
+def _process(path: str) -> Process | None:
+    if not os.path.isabs(path):
+        return None
+    try:
+        return _store(path).read(f"{PROCESSES}{os.path.basename(path)}", Process)
+    except RecordError:
+        return None
+
+
+def _store(path: str) -> Store:
+    root = os.path.dirname(os.path.dirname(path))
+    return Store(Directories(state=root, data=root, cache=root))

@@ -1,0 +1,277 @@
+"""Moving an instance between two modelled hosts, each operation a transaction on one of the two worlds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from hvcore import (
+    AlreadyRunning,
+    Cause,
+    Finding,
+    FindingSet,
+    Instance,
+    InstanceState,
+    InvalidParameters,
+    MigrationCompatibility,
+    MigrationInfo,
+    MigrationPhase,
+    MigrationPolicy,
+    MigrationStatus,
+    MigrationTarget,
+    NotRunning,
+    RecordError,
+    Transition,
+    WrongState,
+    param,
+    read_definition,
+    structure,
+)
+from hvcore_fake.account import Account, account_keys, directory_key, look, record_key
+from hvcore_fake.disks import check_disks, check_use
+from hvcore_fake.finishing import carry_out_source, destination_todo, not_incoming, source_todo
+from hvcore_fake.life import write_record
+from hvcore_fake.link import connection_key
+from hvcore_fake.parameters import check_syntax
+from hvcore_fake.record import Process
+from hvcore_fake.recovery import settle
+from hvcore_fake.sending import begin, gives_up, status, steered
+from hvcore_fake.transaction import Call, transaction
+from hvcore_fake.world import World, process_key, process_keys
+
+SCHEMA = 1
+"""Version of the format of what a source tells its destination."""
+
+RUN_STATES = ("running", "paused", "prelaunch", "io-error", "panicked")
+
+_TRUTH = "look at both sides: the guest may run on one of them only"
+
+
+@attrs.frozen(kw_only=True)
+class Travel:
+    """What a source tells its destination.
+
+    Attributes:
+        instance: the definition it runs with, as plain data.
+        state: what its guest did when it was asked.
+        cause: why.
+    """
+
+    instance: Mapping[str, Any] = param(summary="The definition it runs with.")
+    state: str = param(choices=RUN_STATES, summary="What its guest did.")
+    cause: Cause = param(summary="Why.")
+
+
+def compatible(source: str, destination: str) -> MigrationCompatibility:
+    """Whether two versions can exchange an instance: those of one major version can."""
+    if source.partition(".")[0] != destination.partition(".")[0]:
+        return MigrationCompatibility(safe=False, reason="they differ in their first number")
+    return MigrationCompatibility(safe=True, reason="" if source == destination else "the versions differ")
+
+
+def information(call: Call, name: str) -> MigrationInfo:
+    """What the destination needs to know; see the hook of the same name."""
+    account = look(call.world, name)
+    process = _living(account, name)
+    definition = None if account is None else account.definition
+    if definition is None:
+        raise RecordError("what it runs with is not known", instance=name, code="record-missing")
+    sending = process.sending
+    state, cause = process.state, process.cause
+    if sending is not None and state in (InstanceState.MIGRATING, InstanceState.POSTMIGRATE):
+        state, cause = sending.was, sending.was_because
+    record = {"instance": attrs.asdict(definition), "state": state.value, "cause": cause.value}
+    return MigrationInfo(schema=SCHEMA, driver="fake", instance=name, record=record)
+
+
+def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bool) -> MigrationTarget:
+    """Prepare the destination; see the hook of the same name."""
+    travel, instance, findings = read_info(info, foreign)
+    if not findings:
+        findings = [*check_disks(instance), *check_use(call.world, instance), *_unsupported(policy)]
+    if findings:
+        raise InvalidParameters("this host cannot take the instance", FindingSet(findings))
+    del travel
+    world, name = call.world, info.instance
+    _refuse_alive(look(world, name))
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        _refuse_alive(look(world, name))
+        _sweep(world, name)
+        with transaction(call, name) as effects:
+            directory = directory_key(name)
+            call.in_time()
+            effects.effect("directory", lambda: world.store.make(directory), files=(directory,))
+            held = (connection_key(name), *process_keys(name))
+            effects.effect("process", lambda: world.spawn(instance, incoming=True), files=held)
+            record = functools.partial(write_record, world, instance, incoming=True)
+            effects.effect("record", record, files=(record_key(name),))
+            call.in_time()
+        return MigrationTarget(address=world.address(name))
+
+
+def send(call: Call, name: str, target: MigrationTarget, policy: MigrationPolicy) -> MigrationStatus:
+    """Begin to send; see the hook of the same name."""
+    world = call.world
+    findings = [*_unsupported(policy), *_address(target)]
+    if findings:
+        raise InvalidParameters("it cannot be sent like this", FindingSet(findings), instance=name)
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        process = _living(look(world, name), name)
+        if process.sending is not None and not process.sending.phase.is_final:
+            raise WrongState("it is being migrated already", instance=name, hint="wait for it, or cancel it")
+        if process.state.value not in RUN_STATES or process.cause is Cause.MIGRATION:
+            raise WrongState(f"it cannot be sent: it is {process.state}", instance=name, hint=_TRUTH)
+        sending = begin(process, target.address, policy, world.clock())
+        with transaction(call, name) as effects:
+            effects.effect("send", lambda: world.send(name, sending, live=policy.live), files=process_keys(name))
+        return _status(world, name)
+
+
+def progress(call: Call, name: str) -> MigrationStatus:
+    """How it goes; see the hook of the same name."""
+    return status(_living(look(call.world, name), name), call.world.clock())
+
+
+def go_on(call: Call, name: str, switch_over: bool, wait: float) -> MigrationStatus:
+    """Do what is due; see the hook of the same name."""
+    world = call.world
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        process = _living(look(world, name), name)
+        sending = process.sending
+        over = False
+        if sending is not None and not sending.phase.is_final:
+            now = world.clock()
+            change = steered(sending, now)
+            over = switch_over and sending.phase is MigrationPhase.PRE_SWITCHOVER
+            if change != sending or over or gives_up(sending, now):
+                with transaction(call, name) as effects:
+                    if gives_up(sending, now):
+                        effects.effect("steer", lambda: world.cancel(name), files=process_keys(name))
+                    elif change != sending:
+                        effects.effect("steer", lambda: world.send(name, change), files=(process_key(name),))
+                    if over:
+                        effects.effect("switch-over", lambda: world.switch_over(name), files=(process_key(name),))
+            if wait > 0 and not over:
+                world.wait_for_phase(name, min(wait, call.deadline.timeout()))
+        return _status(world, name)
+
+
+def cancel(call: Call, name: str) -> MigrationStatus:
+    """Cancel it; see the hook of the same name."""
+    world = call.world
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        _living(look(world, name), name)
+        with transaction(call, name) as effects:
+            effects.effect("cancel", lambda: world.cancel(name), files=process_keys(name))
+        return _status(world, name)
+
+
+def finish_source(call: Call, name: str, success: bool) -> Transition:
+    """Finish on the source; see the hook of the same name."""
+    world = call.world
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        before = look(world, name)
+        state = None if before is None else before.state
+        todo = source_todo(before, name, success)
+        if todo:
+            with transaction(call, name, {"success": success}) as effects:
+                carry_out_source(world, name, todo, effects.effect)
+        after = look(world, name)
+    return Transition(
+        name=name,
+        before=state,
+        after=None if after is None else after.state,
+        changed=bool(todo),
+        detail="it has moved to another host" if success else "it stays on this host",
+    )
+
+
+def finish_destination(call: Call, info: MigrationInfo, success: bool, foreign: bool) -> Transition:
+    """Finish on the destination; see the hook of the same name."""
+    world, name = call.world, info.instance
+    travel, _, findings = read_info(info, foreign)
+    if findings:
+        raise InvalidParameters("what the source sent is damaged", FindingSet(findings))
+    with world.store.locked(call.deadline):
+        settle(world, name)
+        before = look(world, name)
+        state = None if before is None else before.state
+        todo = destination_todo(before, name, success)
+        if todo == "run":
+            was, because = InstanceState(travel.state), travel.cause
+            with transaction(call, name) as effects:
+                effects.effect("resume", lambda: world.let_in(name, was, because), files=process_keys(name))
+                effects.effect("record", lambda: not_incoming(world, name), files=(record_key(name),))
+        elif todo:
+            with transaction(call, name) as effects:
+                effects.effect("kill", lambda: world.kill_incoming(name))
+                effects.effect("removal", lambda: world.store.remove(*account_keys(name)))
+        after = look(world, name)
+    return Transition(
+        name=name,
+        before=state,
+        after=None if after is None else after.state,
+        changed=bool(todo),
+        detail="it has arrived" if success else "nothing of it is left here",
+    )
+
+
+def read_info(info: MigrationInfo, foreign: bool) -> tuple[Travel, Instance, list[Finding]]:
+    """Check what a source sent, all of it; it is hostile until then."""
+    findings = []
+    if info.driver != "fake":
+        message = f"comes from driver {info.driver[:60]!r}"
+        findings.append(Finding(code="other-driver", path="driver", message=message, hint="use the same driver"))
+    if info.schema != SCHEMA:
+        message = f"has format {info.schema}; this version reads {SCHEMA}"
+        findings.append(Finding(code="other-format", path="schema", message=message, hint="update this host"))
+    travel, problems = structure(Travel, info.record, "record")
+    instance, wrong = read_definition(travel.instance)
+    if not problems:
+        problems = [finding.below("record.instance") for finding in (*wrong, *check_syntax(instance, foreign).errors)]
+        if instance.name != info.instance:
+            message = f"is about {instance.name[:60]!r}, not {info.instance!r}"
+            problems.append(Finding(code="other-instance", path="record.instance.name", message=message))
+    return travel, instance, [*findings, *problems]
+
+
+def _status(world: World, name: str) -> MigrationStatus:
+    return status(_living(look(world, name), name), world.clock())
+
+
+def _sweep(world: World, name: str) -> None:
+    """What an earlier arrival of the same name has left."""
+    if world.process(name) is None:
+        world.store.remove(connection_key(name), process_key(name))
+
+
+def _unsupported(policy: MigrationPolicy) -> Iterator[Finding]:
+    if policy.going_over_early is not None:
+        hint = "leave postcopy out"
+        yield Finding(code="not-supported", path="policy.postcopy", message="is not modelled", hint=hint)
+
+
+def _address(target: MigrationTarget) -> Iterator[Finding]:
+    if not target.address.startswith("/") or "\0" in target.address or target.port is not None:
+        message = "is not the path that a modelled destination listens at"
+        yield Finding(code="invalid-value", path="target.address", message=message)
+
+
+def _refuse_alive(account: Account | None) -> None:
+    if account is not None and account.process is not None:
+        message = f"it is alive here as process {account.process.pid}"
+        raise AlreadyRunning(message, instance=account.name, hint="stop it first")
+
+
+def _living(account: Account | None, name: str) -> Process:
+    if account is None or account.process is None:
+        raise NotRunning("it is not running", instance=name, hint="start it first")
+    return account.process

@@ -50,6 +50,8 @@ class ConformanceProfile:
         argv: the argument list of the live hypervisor process.
         restarts: how often the driver has asked for a restart of the host; only where asking restarts nothing.
         unstartable: makes a definition that passes all checks and whose hypervisor process ends before it is ready.
+        migration: policy for a migration to the second host of the checks, the same driver on other directories
+            of this host, reached at 127.0.0.1.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
     """
 
@@ -71,6 +73,7 @@ class ConformanceProfile:
     argv: Callable[[Driver, str], tuple[str, ...]] | None = None
     restarts: Callable[[Driver], int] | None = None
     unstartable: Callable[[str, str], Instance] | None = None
+    migration: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
 
 

@@ -57,6 +57,7 @@ class Subject:
         self._names: list[str] = []
         self._logs: set[str] = set()
         self._drivers: list[Driver] = []
+        self._others: list[Driver] = []
         self._before = take_census(None, profile)
         self.driver = self.load()
 
@@ -67,6 +68,15 @@ class Subject:
         roots = {f"{kind}_directory": path for kind, path in (*self._roots.items(), ("cache", self._cache))}
         driver = self._load({**roots, **self.profile.settings, **settings}, extensions)
         self._drivers.append(driver)
+        return driver
+
+    def other_host(self) -> Driver:
+        """Load the driver on directories of their own, as another host would have; what it runs is put away too."""
+        roots = {f"{kind}_directory": os.path.join(self.directory, "other", kind) for kind in self._roots}
+        settings = {**roots, "cache_directory": self._cache, **self.profile.settings}
+        driver = self._load(settings, ())
+        self._drivers.append(driver)
+        self._others.append(driver)
         return driver
 
     def restart(self, between: Callable[[], object]) -> None:
@@ -141,13 +151,14 @@ class Subject:
         except InstanceNotFound:
             return None
 
-    def files(self) -> dict[str, bytes]:
-        """The files in the driver's directories and what they hold.
+    def files(self, driver: Driver | None = None) -> dict[str, bytes]:
+        """The files in the driver's directories and what they hold; those of the other host with its driver.
 
         The locks are hvcore's, and what a guest says on its console comes when the guest says it: both are left out.
         """
         found = {}
         for kind, root in self._roots.items():
+            root = root if driver is None else getattr(driver.directories, kind)
             for folder, _, names in os.walk(root):
                 if os.path.basename(folder) == "locks":
                     continue
@@ -160,7 +171,8 @@ class Subject:
     def files_about(self, name: str) -> tuple[str, ...]:
         """Files and directories that are named after an instance, in the driver's directories."""
         found = []
-        for root in self._roots.values():
+        other = os.path.join(self.directory, "other")
+        for root in (*self._roots.values(), *(os.path.join(other, kind) for kind in self._roots)):
             for folder, folders, names in os.walk(root):
                 found += [os.path.join(folder, entry) for entry in (*folders, *names) if name in _words(entry)]
         return tuple(sorted(found))
@@ -173,7 +185,8 @@ class Subject:
         Raises:
             ConformanceFailure: that did not succeed, or something is left.
         """
-        problems = [problem for name in self._names for problem in self._put_away(name)]
+        hosts = (self.driver, *self._others)
+        problems = [problem for name in self._names for driver in hosts for problem in self._put_away(driver, name)]
         for driver in self._drivers:
             driver.close()
         left = [path for name in self._names for path in self.files_about(name)]
@@ -182,20 +195,20 @@ class Subject:
         if problems:
             raise ConformanceFailure("; ".join(problems), "LC-07")
 
-    def _put_away(self, name: str) -> list[str]:
+    def _put_away(self, driver: Driver, name: str) -> list[str]:
         problems = []
-        if self.profile.answer_again is not None and self.lives(name):
-            self.profile.answer_again(self.driver, name)
+        if self.profile.answer_again is not None and self.profile.lives(driver, name):
+            self.profile.answer_again(driver, name)
         operations: tuple[Callable[[], object], ...] = (
-            lambda: self.driver.stop_instance(name, force=True),
-            lambda: self.driver.cleanup_instance(name),
+            lambda: driver.stop_instance(name, force=True),
+            lambda: driver.cleanup_instance(name),
         )
         for operation in operations:
             try:
                 operation()
             except HypervisorError as error:
                 problems.append(f"{name} cannot be put away: {error}")
-        if self.lives(name):
+        if self.profile.lives(driver, name):
             problems.append(f"a process of {name} is left")
         return problems
 

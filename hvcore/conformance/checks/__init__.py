@@ -11,6 +11,7 @@ from hvcore.conformance.checks import (
     identity,
     lifecycle,
     locking,
+    migration,
     parameters,
     purity,
     queries,
@@ -34,6 +35,7 @@ TOPICS = (
     locking,
     extensions,
     console,
+    migration,
     host,
 )
 """The modules of checks, in the order in which they run."""

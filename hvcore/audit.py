@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import types
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,13 @@ _IMPL = f"{PROJECT}_impl"
 
 def specified_hooks(modules: Sequence[types.ModuleType]) -> dict[str, tuple[str, ...]]:
     """Every hook of some modules of specifications, with the names of its arguments."""
+    return {name: arguments for module in modules for name, arguments in _specified_in(module).items()}
+
+
+@functools.cache
+def _specified_in(module: types.ModuleType) -> dict[str, tuple[str, ...]]:
     return {
         name: tuple(inspect.signature(function).parameters)
-        for module in modules
         for name, function in vars(module).items()
         if getattr(function, _SPEC, None) is not None
     }

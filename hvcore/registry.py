@@ -10,6 +10,7 @@ import inspect
 import os
 import platform
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Protocol, cast
@@ -103,17 +104,25 @@ def _all_points() -> metadata.EntryPoints:
 
 
 def _entries(points: metadata.EntryPoints, group: str) -> tuple[PluginEntry, ...]:
-    entries = {
-        PluginEntry(
-            group=group,
-            name=entry.name,
-            value=entry.value,
-            distribution=entry.dist.name if entry.dist else "unknown",
-            version=entry.dist.version if entry.dist else "",
-        )
-        for entry in points.select(group=group)
-    }
+    entries = set()
+    for entry in points.select(group=group):
+        distribution, version = _origin(entry.dist)
+        known = {"group": group, "name": entry.name, "value": entry.value}
+        entries.add(PluginEntry(**known, distribution=distribution, version=version))
     return tuple(sorted(entries, key=lambda entry: (entry.name, entry.distribution)))
+
+
+def _origin(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version of a distribution; each question to it would read and parse its metadata anew."""
+    if distribution is None:
+        return "unknown", ""
+    known = _ORIGINS.get(distribution)
+    if known is None:
+        known = _ORIGINS[distribution] = (distribution.name, distribution.version)
+    return known
+
+
+_ORIGINS: weakref.WeakKeyDictionary[metadata.Distribution, tuple[str, str]] = weakref.WeakKeyDictionary()
 
 
 def available_drivers() -> tuple[PluginEntry, ...]:
@@ -235,7 +244,7 @@ def _choose(points: metadata.EntryPoints, group: str, title: str, name: str, pre
 
 def _import(points: metadata.EntryPoints, entry: PluginEntry) -> Any:
     for point in points.select(group=entry.group, name=entry.name):
-        if point.value == entry.value and (point.dist is None or point.dist.name == entry.distribution):
+        if point.value == entry.value and (point.dist is None or _origin(point.dist)[0] == entry.distribution):
             return point.load()
     raise LookupError(f"{entry.label} has gone")
 

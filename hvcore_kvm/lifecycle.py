@@ -218,10 +218,10 @@ class Control:
 
     def _clear(self, seen: Observed, deadline: Deadline, keep: str | None = None) -> None:
         if seen.alive and seen.process is not None:
-            # A start was interrupted before the guest was let run.
+            # A start was interrupted before the guest was let run, and QEMU may not hear SIGTERM yet.
             with process.held(seen.process.identity) as pidfd:
                 if pidfd is not None:
-                    process.end(pidfd, deadline)
+                    process.end(pidfd, deadline, flush=False)
         self._end_strays(seen, deadline)
         self._finish(observe(self._directory), None, keep=keep)
 

@@ -137,15 +137,16 @@ def _reap(pidfd: int) -> int | None:
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
-def end(pidfd: int, deadline: Deadline) -> bool:
+def end(pidfd: int, deadline: Deadline, *, flush: bool = True) -> bool:
     """End a process: SIGTERM, so that it can flush, and SIGKILL soon after. True when it has ended.
 
-    A stopped process does not hear SIGTERM; it is killed at once.
+    A stopped process does not hear SIGTERM; it is killed at once, and so is one that has nothing to flush.
     """
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if not _is_stopped(pidfd) and wait_dead(pidfd, deadline.sooner(_TERM_PATIENCE)):
-            return True
+        if flush:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            if not _is_stopped(pidfd) and wait_dead(pidfd, deadline.sooner(_TERM_PATIENCE)):
+                return True
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     return wait_dead(pidfd, deadline.sooner(10.0) if deadline.expired else deadline)
 

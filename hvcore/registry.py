@@ -273,10 +273,11 @@ def _family_members(
     members: list[tuple[str, Any]] = []
     findings: list[Finding] = []
     for family in getattr(plugin, "families", ()):
-        for name in dict.fromkeys(entry.name for entry in _entries(points, family.group)):
+        offered = points.select(group=family.group)
+        for name in dict.fromkeys(entry.name for entry in _entries(offered, family.group)):
             try:
-                entry = _choose(points, family.group, family.title, name, prefer)
-                member = _import(points, entry)
+                entry = _choose(offered, family.group, family.title, name, prefer)
+                member = _import(offered, entry)
             except LoadError as error:
                 findings += error.findings
             except Exception as error:

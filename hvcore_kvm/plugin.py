@@ -118,6 +118,11 @@ class KvmDriver:
         self._hook = hook
         self._families = collect(hook)
 
+    @property
+    def family_plugins(self) -> Families:
+        """The family plugins it has been given."""
+        return self._families
+
     @functools.cached_property
     def _operations(self) -> Operations:
         from hvcore_kvm.operations import Operations

@@ -43,6 +43,7 @@ class Check:
         function: the check itself.
         capabilities: what the driver has to claim for it.
         needs: what the profile has to be able to do for it: names of fields of `ConformanceProfile`.
+        starts: it starts an instance, so it is run only where that is possible.
     """
 
     requirement: str
@@ -52,6 +53,7 @@ class Check:
     function: Callable[[Subject], None]
     capabilities: tuple[Capability, ...] = ()
     needs: tuple[str, ...] = ()
+    starts: bool = True
 
     def run(self, subject: Subject) -> None:
         """Run it.
@@ -85,7 +87,7 @@ class Check:
 
 
 def check(
-    requirement: str, *, capabilities: Iterable[Capability] = (), needs: Iterable[str] = ()
+    requirement: str, *, capabilities: Iterable[Capability] = (), needs: Iterable[str] = (), starts: bool = True
 ) -> Callable[[Callable[[Subject], None]], Check]:
     """Make a check of a function; its docstring says what must hold.
 
@@ -93,6 +95,7 @@ def check(
         requirement: id of the sentence of the contract.
         capabilities: what the driver has to claim for it.
         needs: what the profile has to be able to do for it.
+        starts: it starts an instance.
     """
     needed = tuple(needs)
     if not set(needed) <= _FACILITIES:
@@ -107,6 +110,7 @@ def check(
             function=function,
             capabilities=tuple(capabilities),
             needs=needed,
+            starts=starts,
         )
 
     return decorate

@@ -13,6 +13,9 @@ import attrs
 from hvcore.capabilities import DriverDescription
 from hvcore.hookspecs.table import OPERATION
 
+FAMILY = "FA"
+"""Kind of the sentences that bind plugins of a driver's families, and no driver."""
+
 _SENTENCE = re.compile(r"^- \*\*(?P<id>\w\w-\d\d)\*\* \((?P<about>[^)]*)\) (?P<text>.*)$", re.MULTILINE)
 
 
@@ -22,13 +25,18 @@ class Requirement:
 
     Attributes:
         id: its id, for example ``LC-01``.
-        operations: the operations it is about; empty for all.
+        operations: the operations it is about; empty for all. For a sentence about plugins of a family, the records
+            that they yield.
         text: the sentence.
     """
 
     id: str
     operations: tuple[str, ...]
     text: str
+
+    def binds(self, record: str) -> bool:
+        """It binds a plugin that yields such a record, or a driver if there is none."""
+        return record in self.operations if self.id.startswith(f"{FAMILY}-") else not record
 
     def applies(self, description: DriverDescription) -> bool:
         """It binds a driver: it is about an operation that the driver offers, or about all."""

@@ -11,10 +11,13 @@ import argparse
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
+from hvcore.conformance.check import Check
 from hvcore.conformance.checks import CHECKS
 from hvcore.conformance.contract import Requirement, as_json, read_contract
+from hvcore.conformance.profile import PROFILE_GROUP, load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = ROOT / "docs" / "contract.md"
@@ -42,10 +45,18 @@ def _broken(node: ast.ClassDef) -> Iterator[str]:
             yield from (str(word.value) for word in decorator.args if isinstance(word, ast.Constant))
 
 
+def all_checks() -> tuple[Check, ...]:
+    """The checks of drivers, and those of the families of the drivers that are installed."""
+    names = sorted({point.name for point in metadata.entry_points(group=PROFILE_GROUP)})
+    suites = [suite for name in names for suite in load_profile(name).families.values()]
+    return tuple(dict.fromkeys([*CHECKS, *(check for suite in suites for check in suite.checks)]))
+
+
 def matrix(sentences: tuple[Requirement, ...], mutants: Mapping[str, list[str]]) -> str:
     """The page."""
     checks: dict[str, list[str]] = {}
-    for check in CHECKS:
+    every = all_checks()
+    for check in every:
         checks.setdefault(check.requirement, []).append(f"{check.topic}.{check.name}")
     unknown = sorted({*checks, *mutants} - {sentence.id for sentence in sentences})
     if unknown:
@@ -56,8 +67,8 @@ def matrix(sentences: tuple[Requirement, ...], mutants: Mapping[str, list[str]])
     faulty_drivers = len({name for names in mutants.values() for name in names})
     lines += [
         f"The [contract](../contract.md) has {len(sentences)} sentences.",
-        f"The [conformance suite](../conformance.md) has {len(CHECKS)} checks for {len(covered)} of them.",
-        f"{faulty_drivers} mutants, faulty drivers made for the purpose, prove the checks of {len(proved)} sentences.",
+        f"The [conformance suite](../conformance.md) has {len(every)} checks for {len(covered)} of them.",
+        f"{faulty_drivers} mutants, faulty drivers and plugins, prove the checks of {len(proved)} sentences.",
         "Each mutant is failed by a check of the sentence it breaks.",
         "Some sentences are kept by the facade whatever a driver does; no mutant of a driver can break those.",
         "A sentence that is not covered may have tests of another kind, below `tests` in the source.",

@@ -18,12 +18,15 @@ import pytest
 from hvcore.capabilities import DriverDescription
 from hvcore.conformance.check import Check, Reason
 from hvcore.conformance.failure import ConformanceFailure
+from hvcore.conformance.family import FamilySuite
 from hvcore.conformance.profile import ConformanceProfile, load_profile
 from hvcore.conformance.subject import Loader, Subject, loader_of
 from hvcore.conformance.verdict import CONFORMANT, CheckResult, Verdict, judge
 from hvcore.driver import Driver
 from hvcore.errors import HypervisorError
 from hvcore.registry import load_driver
+
+FAMILY_SUITE = "hvcore.conformance.family_suite"
 
 _TIME_LIMIT = 120
 _NAME, _REQUIREMENT, _REASON, _MESSAGE = "hv_check", "hv_requirement", "hv_reason", "hv_message"
@@ -35,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hv-driver", metavar="NAME", help="driver to test")
     group.addoption("--hv-settings", metavar="JSON", default="{}", help="settings of the driver, as a JSON object")
     group.addoption("--hv-option", metavar="KEY=VALUE", action="append", default=[], help="option of its profile")
+    group.addoption("--hv-family", metavar="KIND:NAME", help="test this plugin of a family of the driver instead")
     group.addoption("--hv-report", metavar="DIR", help="where verdict.json and verdict.md are written")
 
 
@@ -70,13 +74,16 @@ class Run:
         self._driver: str = config.option.hv_driver
         self._results: dict[str, CheckResult] = {}
         self._problems: list[str] = []
+        self._family: FamilySuite | None = None
+        self._plugin = ""
+        self._reasons: dict[str, Reason] = {}
         self._description: DriverDescription | None = None
         self._scratch = tempfile.mkdtemp(prefix="hvc-")
         self.load: Loader = loader_of(load_driver, self._driver)
         try:
             self._options = dict(text.split("=", 1) for text in config.option.hv_option)
             self._settings: dict[str, Any] = json.loads(config.option.hv_settings)
-            self.profile: ConformanceProfile = load_profile(self._driver, self._options)
+            self.profile: ConformanceProfile = self._choose(config.option.hv_family)
             self._reasons = self._decide()
         except (HypervisorError, ValueError) as error:
             self._problems.append(str(error))
@@ -84,18 +91,46 @@ class Run:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise pytest.UsageError(str(error)) from error
 
-    def _decide(self) -> dict[str, Reason]:
-        """Ask driver and profile once, before any test, which checks are not run."""
+    def _choose(self, family: str | None) -> ConformanceProfile:
+        """The profile of the driver, or of a plugin of one of its families."""
+        if not family:
+            return load_profile(self._driver, self._options)
+        kind, colon, name = family.partition(":")
+        profile = load_profile(self._driver)
+        if not colon or kind not in profile.families:
+            known = ", ".join(profile.families) or "none"
+            raise ValueError(f"{family!r} is no KIND:NAME of driver {self._driver}; its kinds: {known}")
+        self._family = profile.families[kind]
+        self._plugin = f"{self._family.title} {name}"
+        return self._family.profile(name, self._options)
+
+    def _checks(self) -> tuple[Check, ...]:
+        if self._family is not None:
+            return self._family.checks
         from hvcore.conformance.checks import CHECKS  # after the driver: what it breaks is its own
 
+        return CHECKS
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The checks of a family are known here alone."""
+        if metafunc.module.__name__.startswith(FAMILY_SUITE) and "check" in metafunc.fixturenames:
+            chosen = self._family.checks if self._family is not None else ()
+            marks = [pytest.param(c, id=c.name, marks=pytest.mark.requirement(c.requirement)) for c in chosen]
+            metafunc.parametrize("check", marks)
+
+    def _decide(self) -> dict[str, Reason]:
+        """Ask driver and profile once, before any test, which checks are not run."""
         roots = {f"{kind}_directory": f"{self._scratch}/{kind}" for kind in ("state", "data", "cache")}
         with self.load({**roots, **self.profile.settings, **self._settings}, ()) as driver:
             self._description = driver.description
             found = {}
-            for check in CHECKS:
+            missing = self.profile.missing
+            if not missing and self.profile.probe is not None:
+                missing = self.profile.probe(driver)
+            for check in self._checks():
                 reason = check.reason_not_to_run(driver, self.profile)
-                if self.profile.missing and (reason is None or reason.kind == "not-probed"):
-                    reason = Reason(kind="not-probed", text=self.profile.missing)
+                if missing and check.starts and (reason is None or reason.kind == "not-probed"):
+                    reason = Reason(kind="not-probed", text=missing)
                 if reason is not None:
                     found[_id(check)] = reason
         return found
@@ -177,13 +212,13 @@ class Run:
         """Say the verdict."""
         verdict = self._verdict()
         counts = ", ".join(f"{count} {status}" for status, count in sorted(verdict.counts.items()))
-        terminalreporter.write_line(f"driver {self._driver}: {verdict.verdict} ({counts})")
+        whose = f"{self._plugin} of driver {self._driver}" if self._plugin else f"driver {self._driver}"
+        terminalreporter.write_line(f"{whose}: {verdict.verdict} ({counts})")
 
     def _verdict(self) -> Verdict:
-        from hvcore.conformance.checks import CHECKS  # after the driver: what it breaks is its own
-
         # What was deselected, or never came to its turn, must not look as if there were no check of it.
-        idle = [] if self._description is None else [check for check in CHECKS if _id(check) not in self._results]
+        checks = () if self._description is None else self._checks()
+        idle = [check for check in checks if _id(check) not in self._results]
         reasons = {_id(check): self._reasons.get(_id(check), _NOT_RUN) for check in idle}
         results = [
             CheckResult(
@@ -194,7 +229,14 @@ class Run:
             )
             for check in idle
         ]
-        return judge(self._driver, self._description, [*self._results.values(), *results], self._problems)
+        return judge(
+            self._driver,
+            self._description,
+            [*self._results.values(), *results],
+            self._problems,
+            plugin=self._plugin,
+            record=self._family.record if self._family is not None else "",
+        )
 
     def _write(self) -> str:
         verdict = self._verdict()

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from hvcore.conformance.family import FamilySuite
 from hvcore.driver import Driver
 from hvcore.errors import LoadError
 from hvcore.findings import Finding, FindingSet
@@ -53,6 +54,9 @@ class ConformanceProfile:
         migration: policy for a migration to the second host of the checks, the same driver on other directories
             of this host, reached at 127.0.0.1.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
+        families: how the plugins of the driver's families are tested, by the word on the command line.
+        member: the plugin of a family that is tested, for the checks of that family; ``None`` for the driver itself.
+        probe: asked once of the loaded driver: why this host cannot run the definition; empty when it can.
     """
 
     driver: str
@@ -75,6 +79,9 @@ class ConformanceProfile:
     unstartable: Callable[[str, str], Instance] | None = None
     migration: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
+    families: Mapping[str, FamilySuite] = attrs.field(factory=dict)
+    member: Any = None
+    probe: Callable[[Driver], str] | None = None
 
 
 def load_profile(name: str, options: Mapping[str, str] | None = None) -> ConformanceProfile:

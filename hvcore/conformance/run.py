@@ -14,13 +14,20 @@ from typing import Any, cast
 from hvcore.errors import HostError
 
 SUITE = "hvcore.conformance.suite"
+FAMILY_SUITE = "hvcore.conformance.family_suite"
 
 
 def arguments(
-    driver: str, report: str, settings: Mapping[str, Any] | None = None, options: Mapping[str, str] | None = None
+    driver: str,
+    report: str,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
+    family: str = "",
 ) -> list[str]:
-    """The arguments of pytest for a run on a driver."""
-    given = ["-p", "hvcore.conformance.plugin", "--pyargs", SUITE, "--hv-driver", driver, "--hv-report", report]
+    """The arguments of pytest for a run on a driver, or on the plugin ``KIND:NAME`` of one of its families."""
+    suite = FAMILY_SUITE if family else SUITE
+    given = ["-p", "hvcore.conformance.plugin", "--pyargs", suite, "--hv-driver", driver, "--hv-report", report]
+    given += ["--hv-family", family] if family else []
     given += ["--hv-settings", json.dumps(dict(settings))] if settings else []
     return given + [word for key, value in (options or {}).items() for word in ("--hv-option", f"{key}={value}")]
 
@@ -31,6 +38,7 @@ def run_suite(
     report: str | None = None,
     settings: Mapping[str, Any] | None = None,
     options: Mapping[str, str] | None = None,
+    family: str = "",
     selection: str = "",
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -41,6 +49,7 @@ def run_suite(
         report: directory for ``verdict.json``, ``verdict.md`` and ``pytest.log``; a temporary one when not given.
         settings: settings of the driver.
         options: options of its profile.
+        family: ``KIND:NAME``, to test that plugin of a family of the driver instead.
         selection: an expression for pytest's ``-k``; with what it leaves out the verdict is at best partial.
         progress: let pytest's output pass to standard error.
 
@@ -65,8 +74,18 @@ def run_suite(
             file.write(
                 "[pytest]\naddopts = --strict-markers --tb=short -ra -p no:cacheprovider\nfilterwarnings = error\n"
             )
-        command = [sys.executable, "-m", "pytest", "-c", configuration, f"--rootdir={own}", "-p", "pytest_timeout"]
-        command += arguments(driver, directory, settings, options) + (["-k", selection] if selection else [])
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            configuration,
+            f"--rootdir={own}",
+            "-p",
+            "pytest_timeout",
+            "--noconftest",
+        ]
+        command += arguments(driver, directory, settings, options, family) + (["-k", selection] if selection else [])
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         environment.pop("PYTEST_ADDOPTS", None)
         with open(log, "wb") as output:

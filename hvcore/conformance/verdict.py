@@ -66,12 +66,14 @@ class Verdict:
         driver: name of the driver.
         description: what it says of itself, ``None`` when it could not be loaded.
         results: one for each sentence, in the order of the contract.
+        plugin: the plugin of a family that was tested, for example ``NIC mode segment``; empty for the driver itself.
         problems: what was wrong outside of any check: the driver could not be loaded, or the run broke off.
     """
 
     driver: str
     description: DriverDescription | None
     results: tuple[RequirementResult, ...]
+    plugin: str = ""
     problems: tuple[str, ...] = ()
 
     @property
@@ -99,6 +101,7 @@ class Verdict:
             "schema": SCHEMA,
             "verdict": self.verdict,
             "driver": self.driver,
+            "plugin": self.plugin,
             "version": description.version if description else "",
             "hypervisor": description.hypervisor if description else "",
             "hvcore": hvcore.__version__,
@@ -123,7 +126,8 @@ class Verdict:
         """The verdict as a page."""
         description = self.description
         version = f" {description.version}" if description else ""
-        lines = [f"# Driver {self.driver}{version}: {self.verdict}", "", "| sentences | |", "|---|---|"]
+        whose = f"{self.plugin} of driver {self.driver}" if self.plugin else f"Driver {self.driver}"
+        lines = [f"# {whose}{version}: {self.verdict}", "", "| sentences | |", "|---|---|"]
         lines += [f"| {self.counts[status]} | {status}: {meaning} |" for status, meaning in _MEANINGS.items()]
         lines += ["", *(f"- {problem}" for problem in self.problems), ""] if self.problems else [""]
         lines += ["| sentence | status | checks | |", "|---|---|---|---|"]
@@ -154,8 +158,20 @@ def judge(
     description: DriverDescription | None,
     results: Iterable[CheckResult],
     problems: Iterable[str] = (),
+    *,
+    plugin: str = "",
+    record: str = "",
 ) -> Verdict:
-    """Put together what became of each check."""
+    """Put together what became of each check.
+
+    Args:
+        driver: name of the driver.
+        description: what it says of itself, ``None`` when it could not be loaded.
+        results: what became of each check.
+        problems: what was wrong outside of any check.
+        plugin: the plugin of a family that was tested; empty for the driver itself.
+        record: name of the record that plugins of the family yield.
+    """
     by_id: dict[str, list[CheckResult]] = {}
     for result in results:
         by_id.setdefault(result.requirement, []).append(result)
@@ -163,8 +179,11 @@ def judge(
         driver=driver,
         description=description,
         results=tuple(
-            _judge_one(requirement, by_id.get(requirement.id, []), description) for requirement in requirements()
+            _judge_one(requirement, by_id.get(requirement.id, []), description)
+            for requirement in requirements()
+            if requirement.binds(record)
         ),
+        plugin=plugin,
         problems=tuple(problems),
     )
 
@@ -192,13 +211,14 @@ VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "required": [
-        *("schema", "verdict", "driver", "version", "hypervisor", "hvcore"),
+        *("schema", "verdict", "driver", "plugin", "version", "hypervisor", "hvcore"),
         *("counts", "claims", "problems", "requirements"),
     ],
     "properties": {
         "schema": {"const": SCHEMA},
         "verdict": {"enum": [CONFORMANT, PARTIAL, FAILED]},
         "driver": _TEXT,
+        "plugin": _TEXT,
         "version": _TEXT,
         "hypervisor": _TEXT,
         "hvcore": _TEXT,

@@ -116,4 +116,4 @@ def _is_of_the_interpreter(args: tuple[Any, ...]) -> bool:
 
 
 def _first(args: tuple[Any, ...]) -> str:
-    return next((str(arg)[:120] for arg in args if isinstance(arg, str | bytes | os.PathLike)), "")
+    return next((str(arg)[:400] for arg in args if isinstance(arg, str | bytes | os.PathLike)), "")

@@ -52,7 +52,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def _read(report: Path) -> Verdict:
     verdict: Verdict = json.loads((report / "verdict.json").read_text())
     jsonschema.validate(verdict, VERDICT_SCHEMA)
-    assert [row["id"] for row in verdict["requirements"]] == [requirement.id for requirement in requirements()]
+    assert [row["id"] for row in verdict["requirements"]] == [each.id for each in requirements() if each.binds("")]
     return verdict
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
+import jsonschema
 import pytest
 
 import hvcore
+from hvcore.conformance import ConformanceFailure, Subject, load_profile
+from hvcore.conformance.contract import requirements
+from hvcore.conformance.subject import loader_of
+from hvcore.conformance.verdict import VERDICT_SCHEMA
 from hvcore.guests import (
     FIRMWARE_READY_MARKER,
     LINUX_COMMAND_LINE,
@@ -295,3 +302,63 @@ def identity_is_dead() -> Callable[[int], bool]:
             return True
 
     return dead
+
+
+@attrs.frozen
+class Conformance:
+    """Tests family plugins: their checks in this process, or by the command; in directories of its own."""
+
+    directory: Path
+    cache: Path
+
+    def passes(self, kind: str, name: str, /, **options: str) -> None:
+        """The plugin keeps every sentence that binds it; skips where the host lacks something for it."""
+        suite = load_profile("kvm").families[kind]
+        profile = suite.profile(name, {"cuts": "3", **options})
+        subject = Subject(loader_of(hvcore.load_driver, "kvm"), profile, str(self.directory), str(self.cache))
+        failures = []
+        try:
+            assert profile.probe is not None
+            lacking = profile.probe(subject.driver)
+            for check in suite.checks if not lacking else ():
+                try:
+                    check.run(subject)
+                except ConformanceFailure as failure:
+                    failures.append(f"{check.name}: {failure}")
+        finally:
+            subject.close()
+        if lacking:
+            pytest.skip(f"{name} is not tested: {lacking}")
+        assert failures == []
+        wanted = {requirement.id for requirement in requirements() if requirement.binds(suite.record)}
+        assert {check.requirement for check in suite.checks} == wanted
+
+    def run(self, kind: str, name: str, *options: str) -> tuple[dict[str, Any], str]:
+        """The verdict of ``hv conformance kvm``, and what was said."""
+        report = self.directory / "report"
+        given = [word for option in options for word in ("--option", option)]
+        command = [sys.executable, "-m", "hvcore.cli", "conformance", "kvm", f"--{kind}", name, *given]
+        temporary = self.directory / "temporary"
+        temporary.mkdir(mode=0o711)
+        done = subprocess.run(
+            [*command, "--report", str(report)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": str(temporary)},
+            timeout=280,
+            check=False,
+        )
+        assert (report / "verdict.json").exists(), done.stdout + done.stderr
+        verdict: dict[str, Any] = json.loads((report / "verdict.json").read_text())
+        jsonschema.validate(verdict, VERDICT_SCHEMA)
+        assert done.returncode == (0 if verdict["verdict"] == "conformant" else 1)
+        assert list(temporary.iterdir()) == []
+        return verdict, done.stdout
+
+
+@pytest.fixture
+def conformance(shared_cache: Path) -> Iterator[Conformance]:
+    # Not below tmp_path: other users have to get to the guest's firmware.
+    with tempfile.TemporaryDirectory(prefix="hvt-") as directory:
+        os.chmod(directory, 0o711)
+        yield Conformance(Path(directory), shared_cache)

@@ -296,3 +296,9 @@ def test_settings_of_ports() -> None:
     """The columns in ovs-vsctl's words."""
     assert port_settings(None) == []
     assert port_settings(".10:20:30") == ["vlan_mode=native-untagged", "tag=10", "trunks=20,30"]
+
+
+@pytest.mark.timeout(300)
+def test_it_keeps_what_a_nic_mode_promises(conformance: Any, switch: Switch, bridge: str) -> None:
+    """The conformance suite, on the private switch; no port is left."""
+    conformance.passes("nic-mode", "openvswitch", link=bridge, database=switch.database)

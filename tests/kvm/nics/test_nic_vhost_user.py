@@ -313,3 +313,34 @@ def test_a_confined_qemu_makes_no_socket(host: Any, tmp_path: Path) -> None:
     for server, expected in ((True, [("contradiction", "nics[0].mode")]), (False, [])):
         instance = host.instance(security_model="confined", nics=[_nic(tmp_path / "port", server=server)])
         assert [(f.code, f.path) for f in host.driver.check_parameter_syntax(instance)] == expected
+
+
+class PatientSwitch(Switch):
+    """One that listens, and serves an instance after the other."""
+
+    def _serve(self) -> None:
+        while not self._ended:
+            with contextlib.suppress(OSError, EOFError):
+                self._connection = self._meet()
+                with self._connection as connection:
+                    while not self._ended:
+                        self._answer(connection)
+
+    def close(self) -> None:
+        self._ended = True
+        # A listener that is shut down wakes nobody who waits with a timeout, and a client does.
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self._path))
+            self._thread.join()
+        super().close()
+
+
+@pytest.mark.timeout(300)
+def test_it_keeps_what_a_nic_mode_promises(conformance: Any, tmp_path: Path) -> None:
+    """The conformance suite, with a switch that listens, and that QEMU's user may connect to."""
+    switch = PatientSwitch(tmp_path / "port", listens=True)
+    try:
+        (tmp_path / "port").chmod(0o666)
+        conformance.passes("nic-mode", "vhost-user", socket=str(tmp_path / "port"))
+    finally:
+        switch.close()

@@ -15,6 +15,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
+
 from hvcore import ConformanceProfile, Deadline, Driver, Instance, Size
 from hvcore_kvm.directory import EVENTS
 
@@ -31,7 +33,19 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
     for key, value in options.items():
         if value not in _OPTIONS.get(key, ()):
             raise ValueError(f"{key}={value} is no option; there is accel=tcg and accel=kvm")
-    accel = options.get("accel", "tcg")
+    from hvcore_kvm.conformance.checks import CHECKS  # not before the first profile is asked for
+    from hvcore_kvm.conformance.member import suites
+
+    return attrs.evolve(_of_driver(options.get("accel", "tcg")), families=suites(_checked, CHECKS))
+
+
+def _checked(accel: str) -> ConformanceProfile:
+    if accel not in _OPTIONS["accel"]:
+        raise ValueError(f"accel={accel} is no option; there is accel=tcg and accel=kvm")
+    return _of_driver(accel)
+
+
+def _of_driver(accel: str) -> ConformanceProfile:
     return ConformanceProfile(
         driver="kvm",
         missing="" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed",

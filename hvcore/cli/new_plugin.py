@@ -70,12 +70,14 @@ KINDS: dict[str, Kind] = {
         does="a network among the instances of one host",
         points={"hvcore_kvm.nic_modes": "plugin"},
         shares=_OF_KVM,
+        extras="cli,conformance",
     ),
     "security-model": Kind(
         title="Security model",
         does="QEMU yields the processor to everything else",
         points={"hvcore_kvm.security_models": "plugin"},
         shares=_OF_KVM,
+        extras="cli,conformance",
         keyed=True,
     ),
     "console-type": Kind(
@@ -83,6 +85,7 @@ KINDS: dict[str, Kind] = {
         does="what firmware writes to its debug port",
         points={"hvcore_kvm.console_types": "plugin"},
         shares=_OF_KVM,
+        extras="cli,conformance",
         keyed=True,
     ),
     "driver": Kind(

@@ -79,7 +79,10 @@ class NicDefinition:
 
 @attrs.frozen(kw_only=True)
 class Definition:
-    """An instance with everything structured and every plugin picked."""
+    """An instance with everything structured and every plugin picked.
+
+    Of its attributes, ``given`` is what was read, and ``records`` are all sections of its params, by their class.
+    """
 
     instance: Instance
     machine: MachineParameters
@@ -95,6 +98,8 @@ class Definition:
     security_model: SecurityModel | None
     security_parameters: Any
     consoles: tuple[tuple[ConsoleType, Any], ...]
+    given: Instance
+    records: Mapping[type, Any]
 
     @property
     def name(self) -> str:
@@ -133,23 +138,40 @@ def default_security_model(instance: Instance) -> str:
     return "confined" if all(libc.prctl(_PR_CAPBSET_READ, number) == 1 for number in _CAPABILITIES) else "none"
 
 
-def read(instance: Instance, families: Families) -> tuple[Definition, list[Finding]]:
+def read(instance: Instance, families: Families, before: Definition | None = None) -> tuple[Definition, list[Finding]]:
     """Structure the parameters of a definition and find everything wrong that needs no host.
+
+    Args:
+        instance: the definition.
+        families: the family plugins it was and is read with.
+        before: another one without findings, such as an earlier one of the same instance; parts that are the same are
+            not structured again.
 
     Returns:
         The definition, to be used only if there are no findings, and the findings.
     """
+    given = instance
     instance = attrs.evolve(instance, security_model=instance.security_model or default_security_model(instance))
     table = parameter_table(families)
-    records, findings = structure_sections(table.at("instance"), instance.params, "params")
+    findings: list[Finding]
+    if before is not None and is_same(before.given.params, instance.params):
+        records, findings = before.records, []
+    else:
+        records, findings = structure_sections(table.at("instance"), instance.params, "params")
+        before = None  # the defaults of disks and NICs are among them
     if instance.memory % _MIB:
         message = f"{instance.memory} bytes is not a whole number of MiB"
         findings.append(Finding(code="invalid-value", path="memory", message=message))
     disk_defaults = _defaults(instance, DISK_DEFAULTS, findings)
     nic_defaults = _defaults(instance, NIC_DEFAULTS, findings)
-    disks = tuple(_disk(i, disk, disk_defaults, findings) for i, disk in enumerate(instance.disks))
+    disks = tuple(
+        _known(before, "disks", i, disk) or _disk(i, disk, disk_defaults, findings)
+        for i, disk in enumerate(instance.disks)
+    )
     nics = tuple(
-        n for i, nic in enumerate(instance.nics) if (n := _nic(i, nic, nic_defaults, families, findings)) is not None
+        n
+        for i, nic in enumerate(instance.nics)
+        if (n := _known(before, "nics", i, nic) or _nic(i, nic, nic_defaults, families, findings)) is not None
     )
     security, security_parameters = _security_model(instance, families, records, findings)
     consoles = _consoles(instance, families, records, findings)
@@ -168,10 +190,33 @@ def read(instance: Instance, families: Families) -> tuple[Definition, list[Findi
         security_model=security,
         security_parameters=security_parameters,
         consoles=consoles,
+        given=given,
+        records=records,
     )
     if not findings:
         findings += check_whole(definition)
     return definition, findings
+
+
+def _known(before: Definition | None, kind: str, index: int, device: Disk | Nic) -> Any:
+    """A disk or NIC of an earlier reading, if it is the same at the same place."""
+    if before is None:
+        return None
+    given, read_before = getattr(before.given, kind), getattr(before, kind)
+    return read_before[index] if index < len(given) and is_same(given[index], device) else None
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same to a reader of definitions, to whom ``True`` is not 1."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(is_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, Disk | Nic):
+        return all(is_same(getattr(one, f.name), getattr(other, f.name)) for f in attrs.fields(type(one)))
+    return isinstance(one, str | int | float | None) and one == other
 
 
 def _defaults(instance: Instance, key: str, findings: list[Finding]) -> Mapping[str, Any]:

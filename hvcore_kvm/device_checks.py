@@ -26,9 +26,8 @@ def check_devices(definition: Definition, choice: Choice) -> Iterator[Finding]:
     yield from _pinning(definition)
     yield from _memory(definition)
     yield from _companions(definition)
-    yield from _reservations(definition)
+    yield from check_disks(definition)
     yield from _passthrough(definition)
-    yield from _secrets(definition)
     machine, devices, cpu = definition.machine, definition.devices, definition.cpu
     if machine.chroot and os.geteuid() != 0:
         yield Finding(code="needs-root", path="params.chroot", message="only root may change the root of a process")
@@ -138,6 +137,12 @@ def _default_huge_page() -> int | None:
             if line.startswith("Hugepagesize:"):
                 return int(line.split()[1]) << 10
     return None
+
+
+def check_disks(definition: Definition) -> Iterator[Finding]:
+    """Find what stands against what disks need besides their images."""
+    yield from _reservations(definition)
+    yield from _secrets(definition)
 
 
 def _reservations(definition: Definition) -> Iterator[Finding]:

@@ -7,14 +7,16 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import attrs
+
 from hvcore import Directories, Finding, Instance
 from hvcore_kvm import process
 from hvcore_kvm.accelerator import Choice
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.cgroup import find_hierarchy
 from hvcore_kvm.confidential import check_confidential
-from hvcore_kvm.definition import Definition
-from hvcore_kvm.device_checks import check_devices, check_file
+from hvcore_kvm.definition import Definition, DiskDefinition, NicDefinition
+from hvcore_kvm.device_checks import check_devices, check_disks, check_file
 from hvcore_kvm.directory import InstanceDirectory, instance_names
 from hvcore_kvm.hardware.devices import cid_of, guest_cid, usb_file
 from hvcore_kvm.hardware.storage import floppy_file
@@ -68,6 +70,32 @@ def check_host(
     findings += _resources(definition)
     for console, parameters in definition.consoles:
         findings += console.backend.check_host(definition.instance, parameters)
+    return images, findings
+
+
+def check_device(
+    definition: Definition,
+    device: DiskDefinition | NicDefinition,
+    capabilities: QemuCapabilities,
+    directories: Directories,
+) -> tuple[dict[str, Image], list[Finding]]:
+    """Look at the host for one device of an instance that runs.
+
+    Returns:
+        What its image is, by uuid, and all findings.
+    """
+    if isinstance(device, NicDefinition):
+        found = device.mode.backend.check_host(device.nic, device.mode_parameters)
+        return {}, [finding.below(device.origin) for finding in found]
+    alone = attrs.evolve(definition, disks=(device,), nics=())
+    findings = [*_mapping(alone, capabilities), *check_disks(alone)]
+    images: dict[str, Image] = {}
+    if device.disk.path is not None:
+        image, problems = check_image(device.file, character_device=device.parameters.bus == "scsi-generic")
+        findings += problems
+        if image is not None:
+            images[device.disk.uuid or ""] = image
+    findings += _used_by_others(alone, images, directories, findings)
     return images, findings
 
 
@@ -214,7 +242,7 @@ def _used_by_others(
         return []
     for name, instance in _others(definition, directories):
         for theirs in instance.disks:
-            mine = ours.get(_image_key(theirs.path))
+            mine = ours.get(image_key(theirs.path))
             if mine is None or (theirs.read_only and mine.disk.read_only):
                 continue
             if not (mine.parameters.shared and theirs.params.get("shared")):
@@ -251,11 +279,12 @@ def _used_by_itself(definition: Definition, directories: Directories) -> set[str
         running = own.read(PROCESS, ProcessRecord, schema=SCHEMA)
     if record is None or running is None or not process.is_alive(running.identity):
         return set()
-    opened = {_image_key(disk.path) for disk in record.instance.disks}
-    return {f"{disk.origin}.path" for disk in definition.disks if _image_key(disk.disk.path) in opened}
+    opened = {image_key(disk.path) for disk in record.instance.disks}
+    return {f"{disk.origin}.path" for disk in definition.disks if image_key(disk.disk.path) in opened}
 
 
-def _image_key(path: str | None) -> tuple[int, int]:
+def image_key(path: str | None) -> tuple[int, int]:
+    """What tells one image from another, whatever its path: device and inode, or the block device itself."""
     if path is None:
         return (-1, -1)
     try:

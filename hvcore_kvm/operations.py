@@ -62,7 +62,15 @@ from hvcore_kvm.families import ConsoleType, EndpointContext, Families, Interfac
 from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
-from hvcore_kvm.hotplug import FIXED_BUSES, Plugging, support_of, with_device
+from hvcore_kvm.hotplug import (
+    FIXED_BUSES,
+    PlannedDevice,
+    Plugging,
+    plan_of,
+    plan_single,
+    support_of,
+    with_device,
+)
 from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
@@ -343,7 +351,17 @@ class Operations:
         def replan(instance: Instance) -> LaunchPlan:
             return self._plan(instance, directory, False, deadline, running=record)
 
-        return Plugging(directory, record, replan, self._families, self._announce)
+        def plan_device(instance: Instance, uuid: str) -> PlannedDevice:
+            parsed, findings = self._read(instance)
+            if not findings:
+                known = self._capabilities(parsed, deadline)
+                single = plan_single(parsed, uuid, known, record, directory, self._directories)
+                if single is not None:
+                    return single
+            plan = replan(instance)
+            return plan_of(plan, uuid), plan.placement
+
+        return Plugging(directory, record, replan, plan_device, self._families, self._announce)
 
     def _identified(self, instance: Instance, device: Disk | Nic) -> Disk | Nic:
         """A device with the identity it would have as the last of the definition."""
@@ -520,7 +538,8 @@ class Operations:
         """Structure the parameters of a definition; the facade has the same one checked and then started."""
         known = self._last_read
         if known is None or known[0] is not instance:
-            known = self._last_read = (instance, definition.read(instance, self._families))
+            before = known[1][0] if known is not None and not known[1][1] else None
+            known = self._last_read = (instance, definition.read(instance, self._families, before))
         return known[1]
 
     def _plan(

@@ -140,7 +140,11 @@ def sata_controllers(family: str, devices: int) -> int:
 
 
 def place_devices(
-    board: Board, machine: str, requests: Sequence[PlaceRequest], kept: Placement | None
+    board: Board,
+    machine: str,
+    requests: Sequence[PlaceRequest],
+    kept: Placement | None,
+    occupied: Iterable[str] = (),
 ) -> tuple[dict[str, Place], list[Finding]]:
     """Give every device a place: the one it had, else the first free one, in order.
 
@@ -149,6 +153,7 @@ def place_devices(
         machine: versioned machine type.
         requests: what the devices want, in the order of the definition.
         kept: where they sat before; of no use for a machine of another family.
+        occupied: places of devices that are there, whether they ask for one or not.
 
     Returns:
         The places by uuid, and findings for spaces that are too small.
@@ -159,7 +164,7 @@ def place_devices(
         if request.space not in known:
             known[request.space] = {str(place): place for place in board.places(request.space)}
     places: dict[str, Place] = {}
-    taken: set[str] = set()
+    taken = set(occupied) - {old[request.uuid] for request in requests if request.uuid in old}
     for request in requests:
         before = old.get(request.uuid, "")
         if request.uuid not in places and before in known[request.space] and before not in taken:

@@ -38,10 +38,12 @@ class Builder:
     Args:
         decisions: what was decided.
         directory: the instance's directory; it need not exist.
+        occupied: places of devices that are there and are not built.
     """
 
-    def __init__(self, decisions: Decisions, directory: InstanceDirectory) -> None:
+    def __init__(self, decisions: Decisions, directory: InstanceDirectory, occupied: Iterable[str] = ()) -> None:
         self.decisions = decisions
+        self._occupied = occupied
         self.definition = decisions.definition
         self.capabilities = decisions.capabilities
         self.directory = directory
@@ -166,7 +168,7 @@ class Builder:
         requests = [option.place for option in self.options if option.place is not None]
         machine, kept = self.decisions.machine, self.decisions.kept
         board = self._board(requests)
-        places, findings = place_devices(board, machine, requests, kept)
+        places, findings = place_devices(board, machine, requests, kept, self._occupied)
         self.findings += findings
         options = []
         for option in self.options:

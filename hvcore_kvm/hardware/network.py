@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def add_nics(builder: Builder) -> tuple[tuple[NicDefinition, NicPlan], ...]:
     """Add all NICs, and return how each is connected."""
     order = boot_indexes(builder.definition)
-    return tuple((nic, _add_nic(builder, nic, order.get(nic.origin))) for nic in builder.definition.nics)
+    return tuple((nic, add_nic(builder, nic, order.get(nic.origin))) for nic in builder.definition.nics)
 
 
-def _add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> NicPlan:
+def add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> NicPlan:
+    """Add one NIC, with its place in the order of booting; returns how it is connected."""
     uuid = nic.nic.uuid or ""
     ident, netdev = device_id("nic", uuid), device_id("net", uuid)
     given = nic.parameters

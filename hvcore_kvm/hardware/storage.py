@@ -74,7 +74,7 @@ def add_storage(builder: Builder) -> None:
         builder.device("ich9-ahci", f"sata{index}", origin="disks")
     order = boot_indexes(definition)
     for disk in definition.disks:
-        _add_disk(builder, disk, order.get(disk.origin))
+        add_disk(builder, disk, order.get(disk.origin))
     for index, drive in enumerate(storage.cdroms):
         _add_cdrom(builder, index, drive, order.get(f"cdroms[{index}]"))
     if storage.floppy is not None:
@@ -88,7 +88,8 @@ def _sata_controllers(builder: Builder) -> int:
     return sata_controllers(builder.family, disks + drives)
 
 
-def _add_disk(builder: Builder, disk: DiskDefinition, bootindex: int | None) -> None:
+def add_disk(builder: Builder, disk: DiskDefinition, bootindex: int | None) -> None:
+    """Add one disk, with its place in the order of booting."""
     uuid = disk.disk.uuid or ""
     ident = device_id("disk", uuid)
     given, origin = disk.parameters, disk.origin

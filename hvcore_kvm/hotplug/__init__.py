@@ -1,6 +1,8 @@
 """Changing the devices of a running instance."""
 
+from hvcore_kvm.hotplug.device_plan import plan_of
 from hvcore_kvm.hotplug.ledger import with_device
 from hvcore_kvm.hotplug.plugging import FIXED_BUSES, Plugging, support_of
+from hvcore_kvm.hotplug.single_plan import PlannedDevice, plan_single
 
-__all__ = ["FIXED_BUSES", "Plugging", "support_of", "with_device"]
+__all__ = ["FIXED_BUSES", "PlannedDevice", "Plugging", "plan_of", "plan_single", "support_of", "with_device"]

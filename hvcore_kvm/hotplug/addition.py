@@ -15,8 +15,7 @@ from hvcore_kvm.families import InterfaceEvent
 from hvcore_kvm.hotplug.device_plan import DevicePlan, netdev_numbers, secret_object, with_names, with_sets
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor
-from hvcore_kvm.launch_plan import LaunchPlan
-from hvcore_kvm.runtime import Change, DeviceKind
+from hvcore_kvm.runtime import Change, DeviceKind, Placement
 
 _FIRST_SET = 1_000
 """Number of the first descriptor set of a device that was added; those of a start begin with 1."""
@@ -31,7 +30,7 @@ class Addition:
         ledger: its records.
         monitor: its monitor.
         wanted: what makes the device.
-        plan: the plan of the instance with the device.
+        placement: the places of all devices, this one included.
         announce: told of a network interface that has come up.
     """
 
@@ -41,14 +40,14 @@ class Addition:
         ledger: Ledger,
         monitor: Monitor,
         wanted: DevicePlan,
-        plan: LaunchPlan,
+        placement: Placement,
         announce: Callable[[InterfaceEvent], None],
     ) -> None:
         self._directory = directory
         self._ledger = ledger
         self._monitor = monitor
         self._wanted = wanted
-        self._plan = plan
+        self._placement = placement
         self._announce = announce
 
     def run(self, journal: Journal, after: Instance) -> None:
@@ -82,11 +81,13 @@ class Addition:
         def do() -> None:
             ledger.begin(Change(action="add", kind=kind, uuid=wanted.uuid, since=time.time()))
             ledger.write(after)
-            ledger.place(self._plan.placement)
+            if places is None or dict(places.addresses) != dict(self._placement.addresses):
+                # Written down to outlast a crash of the host, which takes time.
+                ledger.place(self._placement)
 
         def undo() -> None:
             ledger.write(before)
-            if places is not None:
+            if places is not None and places != ledger.placement:
                 ledger.place(places)
             ledger.end(wanted.uuid)
 

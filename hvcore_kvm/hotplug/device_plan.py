@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from hvcore_kvm import process
 from hvcore_kvm.command_line import Option
-from hvcore_kvm.definition import NicDefinition
+from hvcore_kvm.definition import Definition, NicDefinition
 from hvcore_kvm.families import FdRequest, NicPlan
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.launch_plan import LaunchPlan
@@ -60,23 +60,45 @@ class DevicePlan:
 
 def plan_of(plan: LaunchPlan, uuid: str) -> DevicePlan:
     """Cut the part of one disk or NIC out of the plan of its whole instance."""
-    definition = plan.decisions.definition
+    return cut(plan.decisions.definition, plan.nics, plan.options, plan.fds, uuid)
+
+
+def cut(
+    definition: Definition,
+    nics: Sequence[tuple[NicDefinition, NicPlan]],
+    planned: Sequence[Option],
+    requests: Sequence[FdRequest],
+    uuid: str,
+) -> DevicePlan:
+    """Cut the part of one disk or NIC out of a plan.
+
+    Args:
+        definition: the instance.
+        nics: how its NICs are connected.
+        planned: options, every device on its place.
+        requests: the descriptors they name.
+        uuid: the device.
+    """
     disk = next((disk for disk in definition.disks if disk.disk.uuid == uuid), None)
-    nic = next(((nic, how) for nic, how in plan.nics if nic.nic.uuid == uuid), None)
+    nic = next(((nic, how) for nic, how in nics if nic.nic.uuid == uuid), None)
     origin = disk.origin if disk is not None else nic[0].origin if nic is not None else ""
     kind = "disk" if disk is not None else "nic"
-    options = [o for o in plan.options if o.origin == origin or o.origin.startswith(f"{origin}.")]
-    fds = {process.FIRST_FD + index: request for index, request in enumerate(plan.fds)}
+    options = [o for o in planned if o.origin == origin or o.origin.startswith(f"{origin}.")]
+    fds = {process.FIRST_FD + index: request for index, request in enumerate(requests)}
     images = {int(o.value["set"]): fds[int(o.value["fd"])] for o in options if o.name == "add-fd"}
+    ident = device_id(kind, uuid)
+    # A controller that it would bring along at a start is there, or QEMU says that it is not.
+    device = next((values for values in _values(options, "device") if values.get("id") == ident), {})
     return DevicePlan(
         uuid=uuid,
         kind=kind,
-        ident=device_id(kind, uuid),
+        ident=ident,
         objects=_values(options, "object"),
         images=images,
         nodes=_values(options, "blockdev"),
         netdev=next(iter(_values(options, "netdev")), None),
-        device=next(iter(_values(options, "device")), {}),
+        # The order of booting was told at the start, and its numbers are given out.
+        device={key: value for key, value in device.items() if key != "bootindex"},
         fds=fds,
         nic=nic,
         foreign=tuple(o.name for o in options if o.name not in _HOT_OPTIONS),

@@ -29,13 +29,14 @@ from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hotplug.addition import Addition
-from hvcore_kvm.hotplug.device_plan import DevicePlan, plan_of
+from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
 from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
 from hvcore_kvm.hotplug.processors import change_processors
 from hvcore_kvm.hotplug.removal import Removal
+from hvcore_kvm.hotplug.single_plan import PlannedDevice
 from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.placement import PCI_ROOT, family_of
@@ -51,6 +52,9 @@ _ANSWER_PATIENCE = 10.0
 Replan = Callable[[Instance], LaunchPlan]
 """Plans a running instance anew, on the places and with the machine it has; raises `InvalidParameters`."""
 
+PlanDevice = Callable[[Instance, str], PlannedDevice]
+"""Plans the device with this uuid of a running instance; raises `InvalidParameters`."""
+
 
 class Plugging:
     """Changes of the devices of one running instance. The caller holds its lock.
@@ -59,6 +63,7 @@ class Plugging:
         directory: the instance's directory.
         record: what it runs with.
         replan: plans a changed definition.
+        plan_device: plans one device of a changed definition.
         families: the family plugins.
         announce: told of network interfaces that come up and go down.
     """
@@ -68,6 +73,7 @@ class Plugging:
         directory: InstanceDirectory,
         record: RuntimeRecord,
         replan: Replan,
+        plan_device: PlanDevice,
         families: Families,
         announce: Callable[[InterfaceEvent], None],
     ) -> None:
@@ -75,6 +81,7 @@ class Plugging:
         self._machine = record.machine
         self._ledger = Ledger(directory, record)
         self._replan = replan
+        self._plan_device = plan_device
         self._families = families
         self._announce = announce
 
@@ -92,10 +99,9 @@ class Plugging:
             self._removal(monitor).settle()
             self._refuse_known(uuid)
             after = with_device(self._ledger.instance, device)
-            plan = self._replan_with(after, device)
-            wanted = plan_of(plan, uuid)
+            wanted, placement = self._plan_addition(after, device)
             _refuse_foreign(wanted)
-            addition = Addition(self._directory, self._ledger, monitor, wanted, plan, self._announce)
+            addition = Addition(self._directory, self._ledger, monitor, wanted, placement, self._announce)
             with Journal(None, f"adding {uuid}") as journal:
                 try:
                     addition.run(journal, after)
@@ -140,7 +146,7 @@ class Plugging:
         if isinstance(device, Nic) and isinstance(old, Nic) and device.mac is None:
             device = attrs.evolve(device, mac=old.mac)
         after = with_other_device(self._ledger.instance, device)
-        wanted = plan_of(self._replan(after), uuid)
+        wanted, _ = self._plan_device(after, uuid)
         how = modification_of(old, device)
         movable = wanted.nic is not None and wanted.nic[1].change is not None
         if how.replug or (how.connection and not movable):
@@ -186,7 +192,7 @@ class Plugging:
             if action == "add":
                 self._refuse_known(uuid)
                 after = with_device(self._ledger.instance, device)
-                _refuse_foreign(plan_of(self._replan_with(after, device), uuid))
+                _refuse_foreign(self._plan_addition(after, device)[0])
             else:
                 device = find_device(self._ledger.instance, uuid)
         except InvalidParameters as error:
@@ -200,11 +206,11 @@ class Plugging:
             reasons.append(f"it is on bus {at}, which is fixed; params.hotplug_ports above 0 puts it behind a port")
         return HotplugSupport(supported=not reasons, reasons=tuple(reasons))
 
-    def _replan_with(self, after: Instance, device: Disk | Nic) -> LaunchPlan:
+    def _plan_addition(self, after: Instance, device: Disk | Nic) -> PlannedDevice:
         """Plan with one more device; what is wrong with it is said of the device, wherever it would stand."""
         place = f"disks[{len(after.disks) - 1}]" if isinstance(device, Disk) else f"nics[{len(after.nics) - 1}]"
         try:
-            return self._replan(after)
+            return self._plan_device(after, device.uuid or "")
         except InvalidParameters as error:
             found = [attrs.evolve(finding, path=finding.path.replace(place, "device", 1)) for finding in error.findings]
             raise InvalidParameters("the device cannot be added", FindingSet(found)) from error

@@ -49,6 +49,7 @@ def cpu_value(decisions: Decisions) -> tuple[str, dict[str, Any]]:
     if cpu.nested is not None and x86:
         properties |= _nested(cpu.nested, decisions.choice.accelerator)
     properties |= dict(sorted(cpu.cpu_features.items()))
+    properties |= dict.fromkeys(decisions.cpu_without, False)
     if x86 and cpu.cpu_enforce and model not in ("host", "max"):
         properties["enforce"] = True
     return model, properties

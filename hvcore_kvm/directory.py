@@ -3,7 +3,8 @@
 ::
 
     STATE/instances/NAME/    volatile: control query serial agent (sockets) events stderr companions journal root
-                             process.json record.json companions.json stop.json reboot.json history-before.json
+                             process.json record.json companions.json stop.json reboot.json migration.json
+                             history-before.json
     DATA/instances/NAME/     kept: history.json placement.json firmware-vars.fd uefi-vars.json tpm
 """
 

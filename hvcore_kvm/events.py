@@ -37,6 +37,7 @@ TELLING = (
     "WATCHDOG",
     "BLOCK_IO_ERROR",
     "GUEST_PANICKED",
+    "MIGRATION",
     "SHUTDOWN",
 )
 """Events that say what an instance is doing, or why it ended. The last of each stays in the file, however old."""

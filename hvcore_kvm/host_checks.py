@@ -27,9 +27,21 @@ from hvcore_kvm.support import supported_values
 
 
 def check_host(
-    definition: Definition, capabilities: QemuCapabilities, choice: Choice, directories: Directories
+    definition: Definition,
+    capabilities: QemuCapabilities,
+    choice: Choice,
+    directories: Directories,
+    *,
+    arriving: bool = False,
 ) -> tuple[dict[str, Image], list[Finding]]:
     """Look at the host for a definition.
+
+    Args:
+        definition: the definition.
+        capabilities: what the QEMU program can do.
+        choice: accelerator.
+        directories: those of the driver.
+        arriving: its guest comes from another host, where QEMU has the images of shared storage open.
 
     Returns:
         What the images are, by uuid of the disk or by the parameter that names them, and all findings.
@@ -58,7 +70,9 @@ def check_host(
             images[file.where] = image
     findings += _same_images(definition, images)
     findings = [
-        f for f in findings if f.code != "disk-in-use" or f.path not in _used_by_itself(definition, directories)
+        f
+        for f in findings
+        if f.code != "disk-in-use" or not (arriving or f.path in _used_by_itself(definition, directories))
     ]
     findings += _used_by_others(definition, images, directories, findings)
     findings += _same_vsock(definition, directories)

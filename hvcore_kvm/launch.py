@@ -39,11 +39,13 @@ from hvcore_kvm.qmp.client import connect_unix
 from hvcore_kvm.runtime import (
     HISTORY,
     HISTORY_BEFORE,
+    MIGRATION,
     PLACEMENT,
     PROCESS,
     RECORD,
     SCHEMA,
     History,
+    MigrationRecord,
     Placement,
     ProcessRecord,
     RuntimeRecord,
@@ -51,6 +53,19 @@ from hvcore_kvm.runtime import (
 
 _STDERR_TAIL = 8192
 _UNDO_PATIENCE = 15.0
+
+
+@attrs.frozen(kw_only=True)
+class Arrival:
+    """What the start of an instance whose guest comes from another host has more.
+
+    Attributes:
+        record: written down before anything else.
+        listen: makes QEMU wait for the guest; takes its monitor and its process id.
+    """
+
+    record: MigrationRecord
+    listen: Callable[[QmpClient, int], None]
 
 
 class Launch:
@@ -61,6 +76,7 @@ class Launch:
         directory: the instance's directory; holds nothing.
         start_timeout: seconds QEMU may take until its monitor answers.
         announce: told of network interfaces that have come up.
+        arrival: its guest comes from another host.
     """
 
     def __init__(
@@ -69,8 +85,10 @@ class Launch:
         directory: InstanceDirectory,
         start_timeout: float,
         announce: Callable[[InterfaceEvent], None],
+        arrival: Arrival | None = None,
     ) -> None:
         self._plan = plan
+        self._arrival = arrival
         self._directory = directory
         self._start_timeout = start_timeout
         self._announce = announce
@@ -120,6 +138,8 @@ class Launch:
 
     def _steps(self, journal: Journal, deadline: Deadline, stack: contextlib.ExitStack) -> None:
         plan = self._plan
+        if self._arrival is not None:
+            self._directory.write(MIGRATION, self._arrival.record, schema=SCHEMA)
         # First: from it, whoever finds an interrupted start knows what to take down.
         self._write_record()
         if plan.decisions.definition.machine.chroot or plan.root is not None:
@@ -213,10 +233,19 @@ class Launch:
         for command in plan.commands:
             do = functools.partial(self._execute, command.name, deadline, command.arguments)
             journal.run(Step(name=f"{command.name} for {command.origin}", do=do))
-        if definition.memory.memory_min is not None:
+        # The balloon of a guest that arrives is as it was.
+        if definition.memory.memory_min is not None and self._arrival is None:
             journal.run(Step(name="balloon", do=lambda: self._inflate(deadline)))
         if plan.pins:
             journal.run(Step(name="pin threads", do=lambda: self._pin(deadline)))
+        if self._arrival is not None:
+            journal.run(Step(name="listen", do=self._listen))
+
+    def _listen(self) -> None:
+        assert self._arrival is not None  # noqa: S101 - asked before the step is made
+        assert self._client is not None  # noqa: S101 - it has answered
+        assert self._pid is not None  # noqa: S101 - the same
+        self._arrival.listen(self._client, self._pid)
 
     def _inflate(self, deadline: Deadline) -> None:
         definition = self._plan.decisions.definition

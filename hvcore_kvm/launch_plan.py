@@ -12,7 +12,7 @@ from hvcore_kvm import process
 from hvcore_kvm.accelerator import Accelerator, Choice
 from hvcore_kvm.capabilities import QemuCapabilities
 from hvcore_kvm.cgroup import IoLimit, Limits
-from hvcore_kvm.command_line import Option, flag
+from hvcore_kvm.command_line import Option, flag, word
 from hvcore_kvm.companions import Companion
 from hvcore_kvm.definition import Definition, NicDefinition
 from hvcore_kvm.directory import InstanceDirectory
@@ -50,6 +50,8 @@ class Decisions:
         kept: where devices sat before.
         ports: PCI Express root ports it has; ``None`` where that is to be decided.
         encryption_bit: the bit of a physical address that says whether memory is encrypted, for AMD's SEV.
+        cpu_without: CPU features that are switched off because a guest that arrives has not had them.
+        arriving: its guest comes from another host.
     """
 
     definition: Definition
@@ -62,6 +64,8 @@ class Decisions:
     kept: Placement | None
     ports: int | None = None
     encryption_bit: int | None = None
+    cpu_without: tuple[str, ...] = ()
+    arriving: bool = False
 
     @property
     def cpu_model(self) -> str:
@@ -240,6 +244,8 @@ def plan_launch(
     nics = add_nics(builder)
     add_extra_arguments(builder)
     builder.add(*security.options, flag("S"))
+    if decisions.arriving:
+        builder.add(word("incoming", "defer"))
     options, placed = builder.placed()
     plan = LaunchPlan(
         decisions=decisions,

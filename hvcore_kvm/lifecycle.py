@@ -31,7 +31,18 @@ from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, EVENTS, JOURNAL, In
 from hvcore_kvm.events import last, read_events
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpRefused, QmpTimeout
-from hvcore_kvm.runtime import HISTORY, HISTORY_BEFORE, REBOOT, SCHEMA, STOP_REQUEST, History, Reboot, StopRequest
+from hvcore_kvm.runtime import (
+    HISTORY,
+    HISTORY_BEFORE,
+    MIGRATION,
+    PLACEMENT,
+    REBOOT,
+    SCHEMA,
+    STOP_REQUEST,
+    History,
+    Reboot,
+    StopRequest,
+)
 
 PRESS_AGAIN = 5.0
 """Seconds after which the power button is pressed again: a guest that was still booting missed the first."""
@@ -106,6 +117,7 @@ class Control:
         """Stop its virtual CPUs."""
         with self._monitor(deadline) as client:
             status = self._status(client, deadline)
+            self._refuse_moving(client, deadline)
             if status in ("paused", "prelaunch"):
                 return self._unchanged(_plain(status), "it was paused already")
             if status != "running":
@@ -121,6 +133,7 @@ class Control:
             status = self._status(client, deadline)
             if status == "running":
                 return self._unchanged(InstanceState.RUNNING, "it was running already")
+            self._refuse_moving(client, deadline)
             if status not in _RESUMABLE:
                 raise WrongState(
                     f"it cannot be resumed: QEMU's run state is {status}",
@@ -138,6 +151,7 @@ class Control:
             status = self._status(client, deadline)
             if status in ("inmigrate", "postmigrate", "finish-migrate"):
                 raise WrongState(f"it cannot be reset: QEMU's run state is {status}", instance=self._name)
+            self._refuse_moving(client, deadline)
             self._execute(client, "system_reset", deadline)
             after = InstanceState.RUNNING
             if status in ("guest-panicked", "shutdown", "internal-error"):
@@ -224,6 +238,60 @@ class Control:
                     process.end(pidfd, deadline, flush=False)
         self._end_strays(seen, deadline)
         self._finish(observe(self._directory), None, keep=keep)
+
+    def end_as(self, cause: Cause, detail: str, deadline: Deadline) -> None:
+        """End it and release everything it held, for a reason of the driver's own.
+
+        Args:
+            cause: why; kept in the account of its life.
+            detail: why, for people.
+            deadline: by when to be done.
+        """
+        seen = observe(self._directory)
+        self._end_process(seen, deadline)
+        self._end_strays(seen, deadline)
+        self._finish(self._after_end(seen), cause, detail=detail)
+
+    def discard(self, deadline: Deadline) -> None:
+        """Leave nothing of a life that has not begun: its guest was to come from another host and did not."""
+        seen = observe(self._directory)
+        self._end_process(seen, deadline)
+        self._end_strays(seen, deadline)
+        # Without the record of a process the account of the life before has been put back already. What says that
+        # this is no life of its own goes last.
+        ended = attrs.evolve(self._after_end(seen), unfinished=seen.process is not None)
+        self._finish(ended, None, keep=MIGRATION)
+        self._directory.remove_volatile()
+        if not self._directory.has_data or self._recorded() is not None:
+            return
+        self._directory.remove(PLACEMENT, data=True)
+        self._directory.remove_data_if_empty()
+
+    def _end_process(self, seen: Observed, deadline: Deadline) -> None:
+        if seen.process is None or not seen.alive:
+            return
+        with process.held(seen.process.identity) as pidfd:
+            if pidfd is not None and not process.end(pidfd, deadline):
+                raise OutcomeUnknown("QEMU was killed and does not end", hint="look at its state in /proc")
+
+    def state_of(self, seen: Observed) -> InstanceState | None:
+        """What is known of its state without asking it."""
+        return _before(seen) if seen.alive else ended_state(seen)[0]
+
+    def _refuse_moving(self, client: QmpClient, deadline: Deadline) -> None:
+        """Refuse to change whether a guest runs that is on its way.
+
+        Raises:
+            WrongState: it is.
+        """
+        seen = observe(self._directory)
+        if seen.migration is None:
+            return
+        if seen.migration.role == "source":
+            answer = client.execute("query-migrate", deadline=deadline)
+            if str(answer.get("status", "none")) in ("none", "failed", "cancelled"):
+                return
+        refuse_moving(seen)
 
     def require_alive(self) -> Observed:
         """What is known of it.
@@ -319,11 +387,17 @@ class Control:
             hint="resume it, or stop it by force",
         )
 
-    def _finish(self, seen: Observed, forced: Cause | None, keep: str | None = None) -> None:
+    def _finish(
+        self,
+        seen: Observed,
+        forced: Cause | None,
+        keep: str | None = None,
+        detail: str = "the host stopped it by force",
+    ) -> None:
         """Once the process is gone: take down what it had, write down how it ended, remove the directory."""
         state, reason = ended_state(seen)
         if forced is not None:
-            state, cause, detail = InstanceState.STOPPED, forced, "the host stopped it by force"
+            state, cause = InstanceState.STOPPED, forced
         else:
             cause, detail = reason.cause, reason.detail
         self._release(seen)
@@ -443,3 +517,29 @@ def _before(seen: Observed) -> InstanceState:
 
 def _has_power_button(seen: Observed) -> bool:
     return seen.record is None or seen.record.instance.params.get("acpi", True) is not False
+
+
+def refuse_moving(seen: Observed) -> None:
+    """Refuse to change an instance that is on its way to another host or from one.
+
+    Raises:
+        WrongState: it is.
+    """
+    if seen.migration is None:
+        return
+    if seen.migration.role == "destination":
+        raise WrongState(
+            "it comes from another host, and may still run there",
+            instance=seen.name,
+            hint="finalize its migration on both hosts",
+        )
+    raise WrongState("it is being moved to another host", instance=seen.name, hint="cancel or finalize its migration")
+
+
+def recover_migration(directory: InstanceDirectory, control: Control, deadline: Deadline) -> RecoveredInstance | None:
+    """Finish a migration whose host application was killed; ``None`` when there is none, or nothing to be done."""
+    if not directory.exists or not os.path.exists(directory.join(MIGRATION)):
+        return None
+    from hvcore_kvm.migration.finalizing import Finalizing
+
+    return Finalizing(directory, control, deadline).recover()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from hvcore import Finding, MigrationPolicy
-from hvcore_kvm.capabilities import QemuCapabilities
 
 _UNLIMITED = 2**40
 _MIB = 2**20
@@ -69,15 +68,16 @@ def migration_parameters(policy: MigrationPolicy) -> dict[str, Any]:
     return values
 
 
-def check_migration_support(policy: MigrationPolicy, capabilities: QemuCapabilities) -> Iterator[Finding]:
-    """Find what a policy asks for that a QEMU program does not have; paths below the policy.
+def check_migration_support(policy: MigrationPolicy, known: Collection[str], whose: str) -> Iterator[Finding]:
+    """Find what a policy asks for that a QEMU does not have; paths below the policy.
 
     Args:
         policy: how the migration should go, without findings.
-        capabilities: what the program can do.
+        known: migration capabilities that the QEMU has.
+        whose: which QEMU that is, for people.
     """
     for name, field in migration_capabilities(policy).items():
-        if name not in capabilities.migration_capabilities:
+        if name not in known:
             since = f"; QEMU {_SINCE[name]} and newer have it" if name in _SINCE else ""
-            message = f"QEMU {capabilities.version_text} has no migration capability {name}{since}"
+            message = f"{whose} has no migration capability {name}{since}"
             yield Finding(code="qemu-too-old", path=field, message=message)

@@ -32,12 +32,14 @@ from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
     HISTORY,
     HOTPLUG,
+    MIGRATION,
     PROCESS,
     RECORD,
     SCHEMA,
     STOP_REQUEST,
     Changes,
     History,
+    MigrationRecord,
     ProcessRecord,
     RuntimeRecord,
     StopRequest,
@@ -71,6 +73,8 @@ _RUN_STATES: dict[str, tuple[InstanceState, Cause]] = {
 }
 """QEMU's run states (``RunState`` of its QAPI schema) in ours."""
 
+_ARRIVING = "it comes from another host; whether it may run here is for finalize_migration_dst to say"
+
 _SINCE = {
     InstanceState.RUNNING: ("RESUME",),
     InstanceState.PAUSED: ("STOP", "SUSPEND", "WATCHDOG"),
@@ -94,6 +98,7 @@ class Observed:
         alive: its process lives.
         unfinished: its start has not been completed.
         starter: pid of the host application that is starting it at this moment.
+        migration: a migration of it that nobody has finished.
         ended: how this life has ended, if that has been written down already: its removal was interrupted.
         damage: what of this could not be read.
     """
@@ -108,6 +113,7 @@ class Observed:
     changes: Changes = Changes()
     unfinished: bool = False
     starter: int | None = None
+    migration: MigrationRecord | None = None
     ended: History | None = None
     damage: str = ""
 
@@ -127,6 +133,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         STOP_REQUEST: StopRequest,
         COMPANIONS: CompanionRecords,
         HOTPLUG: Changes,
+        MIGRATION: MigrationRecord,
     }
     for name, kind in kinds.items():
         try:
@@ -150,6 +157,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         alive=alive,
         unfinished=bool(entries) and {"done": "cont"} not in entries,
         starter=_starter(entries),
+        migration=found.get(MIGRATION),
         ended=None if alive else _written_end(directory, running),
         damage="; ".join(damage),
     )
@@ -291,6 +299,9 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
     detail = "" if state is not InstanceState.UNKNOWN else f"QEMU's run state is {run_state[:40]!r}"
     event = last(seen.events, *_SINCE.get(state, ()))
     since = event.time if event else (seen.process.started if seen.process else None)
+    if seen.migration is not None and seen.migration.role == "destination" and not seen.migration.over:
+        # What has arrived is paused, and yet not anybody's to resume.
+        cause, detail = Cause.MIGRATION, _ARRIVING
     if state is InstanceState.RUNNING and seen.request is not None and time.time() < seen.request.until:
         state, cause, since = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, seen.request.time
     cpus = results["query-cpus-fast"]
@@ -336,6 +347,8 @@ def _dead(seen: Observed) -> InstanceInfo:
         state, reason = InstanceState.CRASHED, StateReason(cause=Cause.HOST_RESTARTED, detail=words, boot_id=boot)
     else:
         state, reason = ending(seen.events, seen.request, boot)
+        if seen.migration is not None and state is InstanceState.CRASHED:
+            state, reason = _moving_dead(seen.migration, seen.events, state, reason)
     return InstanceInfo(
         name=seen.name,
         uuid=seen.record.instance.uuid if seen.record else None,
@@ -345,6 +358,27 @@ def _dead(seen: Observed) -> InstanceInfo:
         accelerator=seen.record.accelerator if seen.record else None,
         incomplete=seen.damage,
     )
+
+
+def _moving_dead(
+    record: MigrationRecord, events: Sequence[QemuEvent], state: InstanceState, reason: StateReason
+) -> tuple[InstanceState, StateReason]:
+    """How one has ended that was on its way: nobody must start it again while it may run elsewhere."""
+    from hvcore_kvm.migration.evidence import Whereabouts, whereabouts
+
+    if record.role == "destination":
+        if record.over:
+            return state, reason
+        words = "its guest did not arrive from the other host"
+        return InstanceState.STOPPED, attrs.evolve(reason, cause=Cause.MIGRATION, detail=words)
+    where = whereabouts(record, events)
+    if where is Whereabouts.GONE:
+        words = "its guest was moved to another host, and its process here has ended"
+        return InstanceState.STOPPED, attrs.evolve(reason, cause=Cause.MIGRATION, detail=words)
+    if where is Whereabouts.PERHAPS:
+        words = "QEMU ended while the guest went over; it may run on the other host"
+        return InstanceState.UNKNOWN, attrs.evolve(reason, cause=Cause.MIGRATION, detail=words)
+    return state, reason
 
 
 def ended_state(seen: Observed) -> tuple[InstanceState, StateReason]:

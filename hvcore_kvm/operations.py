@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -74,7 +74,7 @@ from hvcore_kvm.hotplug import (
 from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
-from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
 from hvcore_kvm.parameters.confidential import AMD
 from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
@@ -83,6 +83,9 @@ from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeReco
 from hvcore_kvm.settings import KvmSettings
 from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support, supported_values
+
+if TYPE_CHECKING:
+    from hvcore_kvm.migration.operations import MigrationOperations
 
 _RESET_PATIENCE = 10.0
 """How long a guest that was reset may take to let go of devices."""
@@ -110,6 +113,23 @@ class Operations:
         self._families = families
         self._hook = hook
         self._last_read: tuple[Instance, tuple[definition.Definition, list[Finding]]] | None = None
+
+    @functools.cached_property
+    def migration(self) -> MigrationOperations:
+        """The operations of migration."""
+        from hvcore_kvm.migration.operations import MigrationOperations, Workings
+
+        return MigrationOperations(
+            Workings(
+                driver=self._context.name,
+                start_timeout=self._settings.start_timeout,
+                directory=self._directory,
+                control=self._control,
+                refuse_running=self._refuse_running,
+                decide=functools.partial(self._decide, arriving=True),
+                announce=self._announce,
+            )
+        )
 
     def check_parameter_syntax(self, instance: Instance) -> FindingSet:
         """Everything that needs no host."""
@@ -190,6 +210,7 @@ class Operations:
                     _LOG.warning("devices of %s could not be looked at after its reset", name, exc_info=True)
                 return done
             seen = control.require_alive()
+            refuse_moving(seen)
             new = instance or (seen.record.instance if seen.record else None)
             if new is None:
                 raise NotRunning("there is no record to start it again from", hint="give its definition")
@@ -230,6 +251,9 @@ class Operations:
     def recover(self, name: str, deadline: Deadline) -> Recovery:
         """Put in order what was left half done."""
         with self._directory(name) as directory:
+            moved = recover_migration(directory, self._control(directory), deadline)
+            if moved is not None:
+                return Recovery(instances=(moved,))
             found, start = self._control(directory).recover(deadline)
             if start is not None:
                 self._run(self._plan(start, directory, False, deadline), directory, deadline)
@@ -345,6 +369,7 @@ class Operations:
         seen = self._control(directory).require_alive()
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
+        refuse_moving(seen)
         return seen.record
 
     def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:
@@ -495,7 +520,7 @@ class Operations:
         return capabilities_of(program, self._directories.cache, deadline)
 
     def _decide(
-        self, instance: Instance, directory: InstanceDirectory, deadline: Deadline
+        self, instance: Instance, directory: InstanceDirectory, deadline: Deadline, *, arriving: bool = False
     ) -> tuple[Decisions, list[Finding]]:
         """Resolve everything a start depends on, and find what on this host stands against it.
 
@@ -507,7 +532,7 @@ class Operations:
             raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
         capabilities = self._capabilities(parsed, deadline)
         choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in, capabilities.arch)
-        images, problems = check_host(parsed, capabilities, choice, self._directories)
+        images, problems = check_host(parsed, capabilities, choice, self._directories, arriving=arriving)
         findings += problems
         kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
         machine = placement.resolve_machine(parsed.wanted_machine, capabilities, kept)

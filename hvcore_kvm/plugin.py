@@ -26,6 +26,11 @@ if TYPE_CHECKING:
         InstanceInfos,
         InstanceListing,
         InstanceStats,
+        MigrationCompatibility,
+        MigrationInfo,
+        MigrationPolicy,
+        MigrationStatus,
+        MigrationTarget,
         NodeInfo,
         ParameterTable,
         PasswordResult,
@@ -83,6 +88,12 @@ CLAIMS = (
         level=ClaimLevel.CONDITIONAL,
         reason="the instance has to have a balloon, and its guest to obey it",
     ),
+    Claim(
+        capability=Capability.MIGRATION,
+        level=ClaimLevel.CONDITIONAL,
+        reason="both hosts have to have what the guest has, and no device of it may forbid it",
+    ),
+    Claim(capability=Capability.MIGRATION_STEPS),
     Claim(
         capability=Capability.POWERCYCLE,
         level=ClaimLevel.CONDITIONAL,
@@ -295,6 +306,55 @@ class KvmDriver:
     def hv_balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:
         """Change how much memory the guest has."""
         return self._operations.balloon_instance_memory(name, memory, deadline)
+
+    @hookimpl
+    def hv_versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:
+        """Whether two versions of QEMU can exchange an instance."""
+        return self._operations.migration.versions_safe_for_migration(source, destination)
+
+    @hookimpl
+    def hv_migration_info(self, name: str, deadline: Deadline) -> MigrationInfo:
+        """What the destination needs to know."""
+        return self._operations.migration.migration_info(name, deadline)
+
+    @hookimpl
+    def hv_accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationTarget:
+        """Wait for it."""
+        return self._operations.migration.accept_instance(info, address, policy, deadline)
+
+    @hookimpl
+    def hv_migrate_instance(
+        self, name: str, target: MigrationTarget, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationStatus:
+        """Begin to send it."""
+        return self._operations.migration.migrate_instance(name, target, policy, deadline)
+
+    @hookimpl
+    def hv_get_migration_status(self, name: str, deadline: Deadline) -> MigrationStatus:
+        """How far it is."""
+        return self._operations.migration.get_migration_status(name, deadline)
+
+    @hookimpl
+    def hv_continue_migration(self, name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
+        """Do what is due."""
+        return self._operations.migration.continue_migration(name, switch_over, wait, deadline)
+
+    @hookimpl
+    def hv_cancel_migration(self, name: str, deadline: Deadline) -> MigrationStatus:
+        """Take it back."""
+        return self._operations.migration.cancel_migration(name, deadline)
+
+    @hookimpl
+    def hv_finalize_migration_source(self, name: str, success: bool, deadline: Deadline) -> Transition:
+        """Finish on the source."""
+        return self._operations.migration.finalize_migration_source(name, success, deadline)
+
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        """Finish on the destination."""
+        return self._operations.migration.finalize_migration_dst(info, success, deadline)
 
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:

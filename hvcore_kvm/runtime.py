@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState
+from hvcore import Cause, Instance, InstanceState, MigrationPolicy
 from hvcore_kvm.listing import PROCESS as PROCESS
 from hvcore_kvm.process import ProcessIdentity
 
@@ -19,6 +19,7 @@ HISTORY_BEFORE = "history-before.json"
 """What the history was before a start that is under way; put back if that is not completed."""
 PLACEMENT = "placement.json"
 HOTPLUG = "hotplug.json"
+MIGRATION = "migration.json"
 
 DeviceKind = Literal["disk", "nic"]
 
@@ -152,3 +153,28 @@ class Changes:
     def of(self, uuid: str) -> Change | None:
         """The one of a device."""
         return next((change for change in self.pending if change.uuid == uuid), None)
+
+
+@attrs.frozen(kw_only=True)
+class MigrationRecord:
+    """A migration that nobody has finished: what QEMU cannot be asked about it. Written before QEMU is told.
+
+    Attributes:
+        role: which side of it this is.
+        runs: on the source, the guest ran before; on the destination, it is to run.
+        policy: how it should go.
+        owner: the host application that began it on this side.
+        began: when, in seconds since the epoch.
+        downtime_limit: longest pause of the guest that QEMU aims at now, in seconds.
+        raised: when that was last changed, in seconds since the epoch.
+        over: on the source, QEMU was told to let the guest go over; on the destination, to let it run.
+    """
+
+    role: Literal["source", "destination"]
+    runs: bool
+    policy: MigrationPolicy
+    owner: ProcessIdentity
+    began: float
+    downtime_limit: float
+    raised: float
+    over: bool = False

@@ -201,14 +201,14 @@ def make_host(tmp_path: Path, firmware: Path, shared_cache: Path) -> Iterator[Ca
     descriptors = len(os.listdir("/proc/self/fd"))
     children = _children()
 
-    def make(*, extensions: tuple[object, ...] = (), **settings: Any) -> Host:
+    def make(*, extensions: tuple[object, ...] = (), directory: Path = tmp_path, **settings: Any) -> Host:
         given = {
-            "state_directory": str(tmp_path / "state"),
-            "data_directory": str(tmp_path / "data"),
+            "state_directory": str(directory / "state"),
+            "data_directory": str(directory / "data"),
             "cache_directory": str(shared_cache),
             **settings,
         }
-        host = Host(tmp_path, firmware, given, hvcore.load_driver("kvm", given, extensions=extensions))
+        host = Host(directory, firmware, given, hvcore.load_driver("kvm", given, extensions=extensions))
         hosts.append(host)
         return host
 
@@ -216,7 +216,8 @@ def make_host(tmp_path: Path, firmware: Path, shared_cache: Path) -> Iterator[Ca
     for host in hosts:
         for console in host.consoles:
             console.close()
-        if not (tmp_path / "state").is_dir() and not host.settings["state_directory"].startswith(f"{tmp_path}/state"):
+        state = host.directory / "state"
+        if not state.is_dir() and not host.settings["state_directory"].startswith(str(state)):
             host.driver.close()
             continue  # a test of an unusable state directory: nothing can have been started
         for row in host.driver.list_instances().instances:
@@ -262,6 +263,12 @@ def linux() -> LinuxGuest:
     """The Linux guest, built once and kept between sessions."""
     cache = os.environ.get("HVCORE_TEST_CACHE") or str(Path.home() / ".cache" / "hvcore" / "guests")
     return build_linux_guest(Path(cache) / "linux")
+
+
+@pytest.fixture
+def serial() -> type[Serial]:
+    """The other end of a serial console, by the path of its socket."""
+    return Serial
 
 
 @pytest.fixture

@@ -127,13 +127,16 @@ def test_qemu_holds_what_the_policy_says(program: str, given: Any, on: set[str],
 def test_what_a_program_lacks_is_found(capabilities: QemuCapabilities) -> None:
     """With the field that asks for it, and the version that has it."""
     policy = _policy(switchover="ack", dirty_limit="1MiB")
-    findings = {finding.path: finding for finding in check_migration_support(policy, capabilities)}
+    findings = {
+        finding.path: finding
+        for finding in check_migration_support(policy, capabilities.migration_capabilities, "QEMU")
+    }
     if capabilities.version < (8, 1, 0):
         assert set(findings) == {"switchover", "dirty_limit"}
         assert all(f.code == "qemu-too-old" and "8.1" in f.message for f in findings.values())
     else:
         assert findings == {}
-    assert list(check_migration_support(_policy(), capabilities)) == []
+    assert list(check_migration_support(_policy(), capabilities.migration_capabilities, "QEMU")) == []
 
 
 def test_both_sides_take_it_and_the_guest_goes_over(program: str, tmp_path: Any) -> None:

@@ -1,0 +1,129 @@
+"""QEMU's monitor as a migration needs it: run state, progress, and waiting for what is under way to end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from hvcore import Deadline, DeadlineExceeded, HypervisorRefused, MigrationStatus, NotRunning, OutcomeUnknown
+from hvcore_kvm import process
+from hvcore_kvm.directory import CONTROL, InstanceDirectory
+from hvcore_kvm.migration.status import status_of
+from hvcore_kvm.qmp import QmpClient, QmpConnectError, QmpError, QmpRefused, QmpTimeout
+from hvcore_kvm.runtime import ProcessRecord
+
+_LOOK_AGAIN = 1.0
+"""Seconds after which QEMU is asked again, although it has reported nothing."""
+
+
+class Monitor:
+    """A connection to a monitor, with a deadline for all that is done over it.
+
+    Args:
+        client: the connection.
+        deadline: by when to be done.
+    """
+
+    def __init__(self, client: QmpClient, deadline: Deadline) -> None:
+        self.client = client
+        self.deadline = deadline
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, fds: tuple[int, ...] = ()) -> Any:
+        """Carry out a command and return its answer.
+
+        Raises:
+            HypervisorRefused: QEMU's own words.
+            OutcomeUnknown: no answer.
+        """
+        try:
+            return self.client.execute(command, arguments, deadline=self.deadline, fds=fds)
+        except QmpRefused as error:
+            raise HypervisorRefused(command, error.error_class, error.text) from error
+        except QmpError as error:
+            raise OutcomeUnknown(
+                f"QEMU took {command} and did not answer: {error}", hint="look at the state of both sides"
+            ) from error
+
+    def attempt(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
+        """Carry out a command that may have nothing to do; that QEMU refuses it is no error."""
+        with contextlib.suppress(HypervisorRefused):
+            self.execute(command, arguments)
+
+    def run_state(self) -> str:
+        """QEMU's run state."""
+        answer = self.execute("query-status")
+        return str(answer.get("status", "")) if isinstance(answer, Mapping) else ""
+
+    def capabilities(self) -> tuple[str, ...]:
+        """The migration capabilities this QEMU has."""
+        try:
+            return tuple(str(row["capability"]) for row in self.execute("query-migrate-capabilities"))
+        except (KeyError, TypeError):
+            return ()
+
+    def status(self) -> MigrationStatus:
+        """How the migration goes."""
+        found = status_of(self.execute("query-migrate"))
+        if found.phase.value == "completed" and not found.total_time:
+            # QEMU 7.2 says that it is done a moment before it says how long it took.
+            found = status_of(self.execute("query-migrate"))
+        return found
+
+    def wait(self, done: Callable[[MigrationStatus], bool], patience: Deadline | None = None) -> MigrationStatus:
+        """Wait until something can be said of the migration; returns the last status when time is over.
+
+        Args:
+            done: whether it can be said.
+            patience: until when, at the latest the connection's deadline.
+
+        Raises:
+            OutcomeUnknown: QEMU has gone.
+        """
+        until = self.deadline if patience is None else Deadline(min(patience.at, self.deadline.at))
+        while True:
+            found = self.status()
+            if done(found) or until.expired:
+                return found
+            self.wait_event(until.sooner(_LOOK_AGAIN))
+
+    def wait_event(self, until: Deadline) -> None:
+        """Wait until QEMU reports something about a migration, or time is over.
+
+        Raises:
+            OutcomeUnknown: QEMU has gone.
+        """
+        try:
+            self.client.wait_event(lambda event: event["event"] in ("MIGRATION", "MIGRATION_PASS", "STOP"), until)
+        except QmpTimeout:
+            return
+        except QmpError as error:
+            raise OutcomeUnknown(f"QEMU has gone: {error}", hint="look at the state of both sides") from error
+
+
+@contextlib.contextmanager
+def connect(
+    directory: InstanceDirectory, running: ProcessRecord | None, deadline: Deadline, name: str = CONTROL
+) -> Iterator[Monitor]:
+    """Connect to a monitor of an instance.
+
+    Args:
+        directory: the instance's directory.
+        running: its process.
+        deadline: by when to be done.
+        name: which monitor.
+
+    Raises:
+        NotRunning: its process has just ended.
+        DeadlineExceeded: QEMU does not answer; nothing was asked of it.
+    """
+    try:
+        client = QmpClient.connect(directory.join(name), deadline)
+    except QmpConnectError as error:
+        if running is None or not process.is_alive(running.identity):
+            raise NotRunning("it has just ended", instance=directory.name) from error
+        raise DeadlineExceeded(
+            f"QEMU does not answer, nothing was asked of it: {error}", instance=directory.name
+        ) from error
+    with client:
+        yield Monitor(client, deadline)

@@ -1,0 +1,293 @@
+"""The source: beginning to send, doing what becomes due on the way, and taking it back."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import time
+from collections.abc import Iterator
+
+import attrs
+
+from hvcore import (
+    Deadline,
+    Finding,
+    FindingSet,
+    HypervisorError,
+    InvalidParameters,
+    MigrationPhase,
+    MigrationPolicy,
+    MigrationStatus,
+    MigrationTarget,
+    OutcomeUnknown,
+    WrongState,
+)
+from hvcore_kvm import process
+from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.migration.credentials import add_credentials, check_credentials, remove_copies, remove_credentials
+from hvcore_kvm.migration.info import run_state_of
+from hvcore_kvm.migration.monitor import Monitor, connect
+from hvcore_kvm.migration.negotiation import check_policy, negotiate, switch
+from hvcore_kvm.migration.status import passes_of
+from hvcore_kvm.observation import Observed
+from hvcore_kvm.runtime import MIGRATION, SCHEMA, MigrationRecord
+
+OVER = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED, MigrationPhase.COMPLETED)
+"""Phases in which the guest is on the other side."""
+
+_UNDER_WAY = 30.0
+_GRACE = 10.0
+"""Seconds a cancelled migration may take to end."""
+
+_RAISE_AGAIN = 4
+"""The pause that is aimed at is raised, to twice as much at least, after each such part of the policy's patience."""
+
+
+def check_target(target: MigrationTarget, policy: MigrationPolicy) -> Iterator[Finding]:
+    """Find what is wrong with where a destination says that it listens."""
+    try:
+        address = ipaddress.ip_address(target.address) if type(target.address) is str else None
+    except ValueError:
+        address = None
+    if address is None or address.is_unspecified or address.is_multicast:
+        message = f"{str(target.address)[:60]!r} is no address to connect to"
+        yield Finding(code="invalid-value", path="target.address", message=message)
+    if type(target.port) is not int or not 0 < target.port < 65536:
+        message = f"{str(target.port)[:20]} is no port"
+        yield Finding(code="invalid-value", path="target.port", message=message)
+    wanted = None if policy.tls is None else policy.tls.hostname or str(target.address)
+    if target.tls_hostname != wanted:
+        told = "no TLS" if target.tls_hostname is None else f"a certificate for {str(target.tls_hostname)[:60]!r}"
+        message = f"the destination has {told}, and the policy wants {'none' if wanted is None else wanted}"
+        hint = "give both sides the same policy"
+        yield Finding(code="contradiction", path="target.tls_hostname", message=message, hint=hint)
+
+
+class Sending:
+    """Moves one instance away.
+
+    Args:
+        directory: the instance's directory.
+        seen: the instance, which is alive.
+        deadline: by when to be done.
+    """
+
+    def __init__(self, directory: InstanceDirectory, seen: Observed, deadline: Deadline) -> None:
+        self._directory = directory
+        self._seen = seen
+        self._deadline = deadline
+
+    def begin(self, target: MigrationTarget, policy: MigrationPolicy, version: str) -> MigrationStatus:
+        """Begin to send it.
+
+        Args:
+            target: where the destination listens.
+            policy: how it should go.
+            version: that of the QEMU that runs it.
+
+        Raises:
+            InvalidParameters: everything wrong with the target, and what QEMU lacks for the policy.
+            WrongState: one is under way, or the guest is in no state to be moved.
+            HypervisorRefused: QEMU's own words; nothing has changed.
+            OutcomeUnknown: it may have begun.
+        """
+        refuse_changing(self._seen)
+        with connect(self._directory, self._seen.process, self._deadline) as monitor:
+            self._refuse_under_way(monitor)
+            # Of the QEMU that runs: the program on disk may be a newer one.
+            known = monitor.capabilities()
+            findings = [*check_target(target, policy), *check_policy(policy, known, f"QEMU {version}")]
+            if policy.tls is not None:
+                findings += check_credentials(policy.tls, "client")
+            if findings:
+                raise InvalidParameters("it cannot be sent there", FindingSet(findings))
+            state = run_state_of(monitor.run_state())
+            if state is None:
+                raise WrongState(
+                    f"it cannot be moved: QEMU's run state is {monitor.run_state()}", hint="resume or reset it first"
+                )
+            now = time.time()
+            record = MigrationRecord(
+                role="source",
+                runs=state == "running",
+                policy=policy,
+                owner=process.identify(os.getpid()),
+                began=now,
+                downtime_limit=policy.downtime_limit,
+                raised=now,
+            )
+            self._write(record)
+            try:
+                self._prepare(monitor, target, policy, known)
+                host = f"[{target.address}]" if ":" in target.address else target.address
+                monitor.execute("migrate", {"uri": f"tcp:{host}:{target.port}"})
+            except OutcomeUnknown:
+                raise  # the record stays: whoever looks next asks QEMU
+            except HypervisorError:
+                put_back(monitor, record)
+                tidy(monitor, self._directory)
+                raise
+            return monitor.status()
+
+    def proceed(self, switch_over: bool, wait: float) -> MigrationStatus:
+        """Do what is due; see the hook ``hv_continue_migration``.
+
+        Raises:
+            HypervisorRefused: QEMU's own words.
+            OutcomeUnknown: QEMU has gone, or does not answer.
+        """
+        until = self._deadline.sooner(max(0.0, wait))
+        with connect(self._directory, self._seen.process, self._deadline) as monitor:
+            first = monitor.status()
+            status = first
+            while True:
+                record = self._seen.migration
+                if record is None or record.role != "source" or status.phase.is_final:
+                    return status
+                if status.phase is MigrationPhase.PRE_SWITCHOVER and switch_over:
+                    self._let_over(monitor, record)
+                    status = monitor.status()
+                    continue
+                self._keep_policy(monitor, record, status)
+                if status.phase is not first.phase or until.expired:
+                    return status
+                monitor.wait_event(until.sooner(_next_look(record, status)))
+                status = monitor.status()
+
+    def cancel(self) -> MigrationStatus:
+        """Take it back; once the guest has gone over nothing happens.
+
+        Raises:
+            OutcomeUnknown: QEMU has gone, or does not answer.
+        """
+        with connect(self._directory, self._seen.process, self._deadline) as monitor:
+            status = cancel(monitor)
+            record = self._seen.migration
+            if record is not None and record.role == "source" and status.phase not in OVER and status.phase.is_final:
+                put_back(monitor, record)
+                tidy(monitor, self._directory)
+                # Whoever asks later hears how it ended, from QEMU.
+                return monitor.status()
+            return status
+
+    def _refuse_under_way(self, monitor: Monitor) -> None:
+        record = self._seen.migration
+        if record is not None and record.role == "destination":
+            raise WrongState("it is arriving on this host", hint="finish that migration first")
+        phase = monitor.status().phase
+        if not phase.is_final:
+            raise WrongState(f"a migration is under way: {phase.value}", hint="wait for it, or cancel it")
+        if phase is MigrationPhase.COMPLETED and record is not None:
+            raise WrongState("it has been sent to another host", hint="finalize that migration")
+
+    def _prepare(
+        self, monitor: Monitor, target: MigrationTarget, policy: MigrationPolicy, known: tuple[str, ...]
+    ) -> None:
+        negotiate(monitor, policy, known)
+        if policy.tls is not None and self._seen.process is not None:
+            pid = self._seen.process.identity.pid
+            parameters = add_credentials(monitor, self._directory, policy.tls, "client", pid)
+            monitor.execute("migrate-set-parameters", {**parameters, "tls-hostname": target.tls_hostname})
+        if not policy.live:
+            monitor.execute("stop")
+
+    def _let_over(self, monitor: Monitor, record: MigrationRecord) -> None:
+        self._write(attrs.evolve(record, over=True))
+        # QEMU refuses it in any other phase, as after it was cancelled meanwhile.
+        monitor.attempt("migrate-continue", {"state": "pre-switchover"})
+
+    def _keep_policy(self, monitor: Monitor, record: MigrationRecord, status: MigrationStatus) -> None:
+        policy, now = record.policy, time.time()
+        if status.phase not in (MigrationPhase.SETUP, MigrationPhase.ACTIVE, MigrationPhase.PRE_SWITCHOVER):
+            return
+        if policy.deadline is not None and now - record.began >= policy.deadline:
+            monitor.attempt("migrate_cancel")
+            return
+        if status.phase is not MigrationPhase.ACTIVE or not policy.live:
+            return
+        early = policy.going_over_early
+        impatient = now - record.began >= policy.patience
+        if early is not None and not record.over:
+            passes = passes_of(monitor.execute("query-migrate"))
+            enough = early.after_passes is not None and passes >= early.after_passes
+            if enough or (impatient and policy.on_no_convergence == "postcopy"):
+                self._write(attrs.evolve(record, over=True))
+                monitor.attempt("migrate-start-postcopy")
+                return
+        if not impatient:
+            return
+        if policy.on_no_convergence == "cancel":
+            monitor.attempt("migrate_cancel")
+        elif policy.on_no_convergence == "raise-downtime":
+            self._raise_downtime(monitor, record, now, status.expected_downtime or 0.0)
+
+    def _raise_downtime(self, monitor: Monitor, record: MigrationRecord, now: float, expected: float) -> None:
+        longest = record.policy.longest_downtime
+        first = record.raised <= record.began
+        if record.downtime_limit >= longest or not (first or now - record.raised >= _interval(record.policy)):
+            return
+        limit = min(longest, max(record.downtime_limit * 2, expected))
+        self._write(attrs.evolve(record, downtime_limit=limit, raised=now))
+        monitor.execute("migrate-set-parameters", {"downtime-limit": max(1, round(limit * 1000))})
+
+    def _write(self, record: MigrationRecord) -> None:
+        self._directory.write(MIGRATION, record, schema=SCHEMA)
+        self._seen = attrs.evolve(self._seen, migration=record)
+
+
+def refuse_changing(seen: Observed) -> None:
+    """Refuse an instance whose devices are being changed: the other side would have others.
+
+    Raises:
+        WrongState: they are.
+    """
+    if seen.changes.pending:
+        raise WrongState(
+            "a device is being added or removed", hint="'hv hotplug list' shows it; wait until the guest has let go"
+        )
+
+
+def cancel(monitor: Monitor) -> MigrationStatus:
+    """Take a migration back, unless the guest has gone over, and wait until that is done."""
+    status = monitor.status()
+    if status.phase.is_final or status.phase in OVER:
+        return status
+    monitor.attempt("migrate_cancel")
+    return monitor.wait(lambda s: s.phase.is_final or s.phase in OVER, Deadline.after(_GRACE))
+
+
+def put_back(monitor: Monitor, record: MigrationRecord) -> None:
+    """Let a guest run again that ran before its migration, which has failed or was cancelled.
+
+    Raises:
+        HypervisorRefused: QEMU's own words.
+    """
+    if not record.runs:
+        return
+    # QEMU lets it run by itself, unless it had been stopped for a migration that is not live.
+    if monitor.run_state() in ("paused", "postmigrate", "finish-migrate", "prelaunch"):
+        monitor.execute("cont")
+
+
+def tidy(monitor: Monitor, directory: InstanceDirectory) -> None:
+    """Leave nothing of a migration that has ended: it would spoil the next one."""
+    with contextlib.suppress(HypervisorError):
+        switch(monitor, monitor.capabilities())
+    with contextlib.suppress(HypervisorError):
+        remove_credentials(monitor)
+    remove_copies(directory)
+    directory.remove(MIGRATION)
+
+
+def _interval(policy: MigrationPolicy) -> float:
+    return max(1.0, policy.patience / _RAISE_AGAIN)
+
+
+def _next_look(record: MigrationRecord, status: MigrationStatus) -> float:
+    """Seconds until something of the policy may become due."""
+    policy, now = record.policy, time.time()
+    times = [record.began + policy.patience, record.raised + _interval(policy)]
+    if policy.deadline is not None:
+        times.append(record.began + policy.deadline)
+    return max(0.05, min([_UNDER_WAY, *(at - now for at in times if at > now)]))

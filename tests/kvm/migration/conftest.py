@@ -1,0 +1,160 @@
+"""Two hosts: an instance moves from one to the other, and nobody may ever see it run on both."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import hvcore
+from hvcore import Deadline, MigrationInfo, MigrationPhase, MigrationPolicy, MigrationStatus, MigrationTarget
+from hvcore_kvm.events import parse_events
+from hvcore_kvm.qmp import QmpClient
+
+PATIENCE = 60.0
+
+
+@attrs.define
+class Pair:
+    """Two hosts, and an instance that is on its way from the first to the second."""
+
+    source: Any
+    destination: Any
+    directory: Path
+    killed: dict[str, float] = attrs.field(factory=dict)
+
+    def sides(self) -> Mapping[str, Any]:
+        return {"source": self.source, "destination": self.destination}
+
+    def start(self, **changes: Any) -> Any:
+        """Start a guest on the source; returns its console. Its disk is on storage that both have."""
+        disk = self.directory / "shared.raw"
+        disk.write_bytes(bytes(1 << 20))
+        params = {"cpu_model": "qemu64", **changes.pop("params", {})}
+        disks = changes.pop("disks", [hvcore.Disk(path=str(disk), format="raw")])
+        console = self.source.start(self.source.instance(params=params, disks=disks, **changes))
+        self.keep("source")
+        return console
+
+    def keep(self, side: str) -> None:
+        """Keep what a QEMU reports, also when its directory has gone."""
+        events = Path(self.sides()[side].driver.directories.state) / "instances/web1/events"
+        with contextlib.suppress(FileExistsError):
+            os.link(events, self.directory / f"{side}.events")
+
+    def accept(self, policy: MigrationPolicy, info: MigrationInfo | None = None) -> MigrationTarget:
+        given = self.source.driver.migration_info("web1") if info is None else info
+        target: MigrationTarget = self.destination.driver.accept_instance(given, "127.0.0.1", policy)
+        self.keep("destination")
+        return target
+
+    def begin(self, policy: MigrationPolicy) -> MigrationInfo:
+        """Everything up to the moment when the guest is being sent."""
+        info: MigrationInfo = self.source.driver.migration_info("web1")
+        target = self.accept(policy, info)
+        self.source.driver.migrate_instance("web1", target, policy)
+        return info
+
+    def until(self, *phases: MigrationPhase, switch_over: bool = True) -> MigrationStatus:
+        """Drive it on until it is in one of some phases."""
+        deadline = Deadline.after(PATIENCE)
+        while True:
+            status: MigrationStatus = self.source.driver.continue_migration(
+                "web1", switch_over=switch_over, wait=0.0 if deadline.expired else 1.0
+            )
+            if status.phase in phases:
+                return status
+            assert not status.phase.is_final, f"it is {status.phase}: {status.error}"
+            assert not deadline.expired, f"it stays {status.phase}"
+
+    def move(self, policy: MigrationPolicy) -> tuple[MigrationInfo, MigrationStatus]:
+        """All of it."""
+        info = self.begin(policy)
+        status = self.until(MigrationPhase.COMPLETED)
+        self.destination.driver.finalize_migration_dst(info, True)
+        self.source.driver.finalize_migration_source("web1", True)
+        return info, status
+
+    def ask(self, side: str, command: str, **arguments: Any) -> Any:
+        """Ask a QEMU itself."""
+        path = Path(self.sides()[side].driver.directories.state) / "instances/web1/control"
+        deadline = Deadline.after(PATIENCE)
+        with QmpClient.connect(str(path), deadline) as client:
+            return client.execute(command, arguments, deadline=deadline)
+
+    def kill(self, side: str) -> None:
+        """Kill a QEMU, and wait until it is dead."""
+        import time
+
+        host = self.sides()[side]
+        fd = os.pidfd_open(host.pid())
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            assert select.select([fd], [], [], PATIENCE)[0]
+        finally:
+            os.close(fd)
+        self.killed[side] = time.time()
+
+    def runs(self, side: str) -> list[tuple[float, float]]:
+        """From when to when the guest ran on a side, as QEMU has written it down."""
+        path = self.directory / f"{side}.events"
+        found: list[tuple[float, float]] = []
+        begun: float | None = None
+        for event in parse_events(path.read_text()) if path.exists() else ():
+            if event.name == "RESUME" and begun is None:
+                begun = event.time
+            elif event.name in ("STOP", "SHUTDOWN") and begun is not None:
+                found.append((begun, event.time))
+                begun = None
+        if begun is not None:
+            found.append((begun, self.killed.get(side, math.inf)))
+        return found
+
+    def never_two(self) -> None:
+        """At no moment did it run on both."""
+        for begun, ended in self.runs("source"):
+            for other_begun, other_ended in self.runs("destination"):
+                assert ended <= other_begun or other_ended <= begun, (self.runs("source"), self.runs("destination"))
+
+    def running(self) -> list[str]:
+        """Where it runs now."""
+        found = []
+        for side, host in self.sides().items():
+            with contextlib.suppress(hvcore.HypervisorError):
+                if host.driver.get_instance_info("web1").state is hvcore.InstanceState.RUNNING:
+                    found.append(side)
+        return found
+
+
+@pytest.fixture
+def make_pair(make_host: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Pair]]:
+    """Makes two hosts; when all is over, the guest has never run on both."""
+    made: list[Pair] = []
+
+    def make(source: Mapping[str, Any] | None = None, destination: Mapping[str, Any] | None = None) -> Pair:
+        for name in ("here", "there"):
+            (tmp_path / name).mkdir()
+        pair = Pair(
+            make_host(directory=tmp_path / "here", **(source or {})),
+            make_host(directory=tmp_path / "there", **(destination or {})),
+            tmp_path,
+        )
+        made.append(pair)
+        return pair
+
+    yield make
+    for pair in made:
+        pair.never_two()
+
+
+@pytest.fixture
+def pair(make_pair: Callable[..., Pair]) -> Pair:
+    return make_pair()

@@ -1,0 +1,179 @@
+"""Both sides of a migration show certificates, also where QEMU sees nothing of the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import hvcore
+from hvcore import MigrationPhase, MigrationPolicy, MigrationTls, WrongState, read_migration_policy
+from hvcore.guests import FIRMWARE_PATTERN_SUM
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make certificates with"),
+]
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
+
+
+def _authority(place: Path, name: str) -> Path:
+    place.mkdir()
+    _openssl(
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+        *("-keyout", f"{place}/ca-key.pem", "-out", f"{place}/ca-cert.pem", "-subj", f"/CN={name}"),
+    )
+    return place
+
+
+def _host(authority: Path, place: Path, name: str, alternative: str) -> Path:
+    """A directory as QEMU wants it; its keys are for its owner alone."""
+    place.mkdir()
+    shutil.copy(authority / "ca-cert.pem", place)
+    for kind in ("server", "client"):
+        request, extensions = place / "request", place / "extensions"
+        _openssl(
+            *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", f"{place}/{kind}-key.pem", "-out", str(request), "-subj", f"/CN={name}"),
+        )
+        usage = f"extendedKeyUsage={kind}Auth\nkeyUsage=critical,digitalSignature\n"
+        extensions.write_text(f"basicConstraints=CA:FALSE\n{usage}subjectAltName={alternative}\n")
+        _openssl(
+            *("x509", "-req", "-in", str(request), "-CA", f"{authority}/ca-cert.pem", "-days", "2"),
+            *("-CAkey", f"{authority}/ca-key.pem", "-set_serial", str(os.getpid()), "-extfile", str(extensions)),
+            *("-out", f"{place}/{kind}-cert.pem"),
+        )
+        os.chmod(place / f"{kind}-key.pem", 0o600)
+        request.unlink()
+        extensions.unlink()
+    return place
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of two hosts of one authority, and of one that only looks like it."""
+    top = tmp_path_factory.mktemp("pki")
+    authority, other = _authority(top / "ca", "authority"), _authority(top / "other-ca", "authority")
+    return {
+        "here": _host(authority, top / "here", "here", "DNS:here.example"),
+        "there": _host(authority, top / "there", "there", "IP:127.0.0.1,DNS:there.example"),
+        "stranger": _host(other, top / "stranger", "here", "DNS:here.example"),
+    }
+
+
+def _policy(directory: Path, **tls: Any) -> MigrationPolicy:
+    more = {key: tls.pop(key) for key in ("multifd",) if key in tls}
+    given = {"tls": {"directory": str(directory), **tls}, "max_bandwidth": "1GiB", **more}
+    policy, findings = read_migration_policy(given)
+    assert findings == []
+    return policy
+
+
+def _begin(pair: Any, source: MigrationPolicy, destination: MigrationPolicy) -> Any:
+    info = pair.source.driver.migration_info("web1")
+    target = pair.accept(destination, info)
+    if source.tls is None:
+        target = attrs.evolve(target, tls_hostname=None)
+    pair.source.driver.migrate_instance("web1", target, source)
+    return info
+
+
+def _nothing_left(pair: Any) -> None:
+    """No copy of a key is on either host, and none is in what QEMU was started with."""
+    for host in pair.sides().values():
+        assert not [path for path in host.files() if path.endswith(".pem") or "/tls" in path]
+        for row in host.driver.list_instances().instances:
+            if row.pid is not None:
+                assert b"-key.pem" not in Path(f"/proc/{row.pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("model", ["none", "confined"])
+@pytest.mark.parametrize(
+    "tls",
+    [{}, {"hostname": "there.example"}, {"authz": "CN=here"}, {"multifd": {"channels": 2}}],
+    ids=lambda tls: next(iter(tls), "usual"),
+)
+def test_it_moves_encrypted(pair: Any, certificates: dict[str, Path], model: str, tls: dict[str, Any]) -> None:
+    """With each other's certificates, whoever QEMU runs as; the keys are nowhere afterwards."""
+    if model == "confined" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    pair.start(security_model=model)
+    info = _begin(pair, _policy(certificates["here"], **tls), _policy(certificates["there"], **tls))
+    _nothing_left(pair)
+    pair.until(MigrationPhase.COMPLETED)
+    assert pair.ask("source", "query-migrate-parameters")["tls-creds"] == "migration-tls"
+    pair.destination.driver.finalize_migration_dst(info, True)
+    pair.source.driver.finalize_migration_source("web1", True)
+    assert pair.ask("destination", "query-migrate-parameters")["tls-creds"] == ""
+    there = pair.destination.attach("web1")
+    there.send(b"m")
+    there.expect(b"sum=")
+    assert int(there.expect(b"\r\n"), 16) == FIRMWARE_PATTERN_SUM
+    _nothing_left(pair)
+
+
+@pytest.mark.parametrize(
+    ("source", "here", "there"),
+    [
+        ("stranger", {}, {}),
+        ("here", {"hostname": "elsewhere.example"}, {"hostname": "elsewhere.example"}),
+        ("here", {}, {"authz": "CN=somebody"}),
+        ("plain", {}, {}),
+    ],
+    ids=["authority", "hostname", "authz", "plain"],
+)
+def test_who_cannot_show_the_right_one_is_not_let_in(
+    pair: Any, certificates: dict[str, Path], source: str, here: dict[str, Any], there: dict[str, Any]
+) -> None:
+    """The guest runs on where it is, why is said, and nothing arrives."""
+    pair.start()
+    sending = MigrationPolicy(tls=False) if source == "plain" else _policy(certificates[source], **here)
+    info = _begin(pair, sending, _policy(certificates["there"], **there))
+    status = pair.until(MigrationPhase.FAILED)
+    assert status.error
+    assert pair.running() == ["source"]
+    with pytest.raises(WrongState):
+        pair.destination.driver.finalize_migration_dst(info, True, timeout=2)
+    pair.destination.driver.finalize_migration_dst(info, False)
+    pair.source.driver.finalize_migration_source("web1", False)
+    assert pair.running() == ["source"]
+    assert pair.destination.files() == set()
+    _nothing_left(pair)
+
+
+def test_missing_certificates_are_found_before_anything_is_begun(
+    pair: Any, certificates: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each file that is missing, on the side that lacks it; with what to do."""
+    pair.start()
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(certificates["here"] / "ca-cert.pem", half)
+    info = pair.source.driver.migration_info("web1")
+    with pytest.raises(hvcore.InvalidParameters) as error:
+        pair.destination.driver.accept_instance(info, "127.0.0.1", _policy(half))
+    assert [finding.path for finding in error.value.findings] == ["policy.tls.directory"] * 2
+    assert "server-key.pem" in str(error.value.findings[1])
+    target = pair.accept(_policy(certificates["there"]), info)
+    with pytest.raises(hvcore.InvalidParameters) as error:
+        pair.source.driver.migrate_instance("web1", target, _policy(half))
+    assert "client-cert.pem" in str(error.value.findings[0])
+    assert pair.running() == ["source"]
+
+
+def test_without_a_word_it_is_encrypted(pair: Any) -> None:
+    """No TLS has to be asked for."""
+    pair.start()
+    assert MigrationPolicy().tls == MigrationTls()
+    info = pair.source.driver.migration_info("web1")
+    if not os.path.exists(f"{MigrationTls().directory}/server-key.pem"):
+        with pytest.raises(hvcore.InvalidParameters):
+            pair.destination.driver.accept_instance(info, "127.0.0.1", MigrationPolicy())

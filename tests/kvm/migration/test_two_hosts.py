@@ -1,0 +1,289 @@
+"""Two hosts as two network namespaces: Linux goes over with its disk, its memory and its TCP connection."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import os
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import hvcore
+from hvcore import Deadline, InstanceState, MigrationPhase, MigrationPolicy, Seconds, Size
+from hvcore.guests import LINUX_COMMAND_LINE, LinuxGuest
+
+pytestmark = [
+    pytest.mark.linux,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are made by root"),
+]
+
+PATIENCE = 120.0
+_CLONE_NEWNET = 0x40000000
+
+_APPLICATION = """
+import base64, json, pickle, sys
+import hvcore
+driver = hvcore.load_driver("kvm", json.loads(sys.argv[1]))
+for line in sys.stdin:
+    name, args, kwargs = pickle.loads(base64.b64decode(line))
+    try:
+        answer = ("done", getattr(driver, name)(*args, **kwargs))
+    except hvcore.HypervisorError as error:
+        answer = (type(error).__name__, str(error))
+    print(base64.b64encode(pickle.dumps(answer)).decode(), flush=True)
+"""
+
+
+def _run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return done.stdout
+
+
+def _inside(namespace: str, action: Callable[[], Any]) -> Any:
+    """Do something in a network namespace, in a thread that is used for nothing else."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        fd = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            assert ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) == 0
+        finally:
+            os.close(fd)
+        outcome.append(action())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+class Application:
+    """A host application on one of the hosts."""
+
+    def __init__(self, namespace: str, directory: Path, cache: Path) -> None:
+        import json
+
+        self.directory = directory
+        settings = {
+            "state_directory": str(directory / "state"),
+            "data_directory": str(directory / "data"),
+            "cache_directory": str(cache),
+        }
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, sys.executable, "-c", _APPLICATION, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.write(base64.b64encode(pickle.dumps((name, args, kwargs))).decode() + "\n")
+            self._process.stdin.flush()
+            kind, answer = pickle.loads(base64.b64decode(self._process.stdout.readline()))
+            assert kind == "done", f"{name}: {kind}: {answer}"
+            return answer
+
+        return call
+
+    def end(self) -> None:
+        for row in self.list_instances().instances:
+            self.stop_instance(row.name, force=True)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        assert self._process.wait(PATIENCE) == 0
+        self._process.stdout.close()
+        assert [path for path in (self.directory / "state").rglob("*") if path.is_file()] == []
+
+
+@attrs.define
+class Lab:
+    """Two hosts and a peer, each a namespace, on one wire."""
+
+    hosts: tuple[str, str]
+    peer: str
+    net: str
+
+    def address(self, number: int) -> str:
+        return f"{self.net}.{number}"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    names = [f"hvt{uuid.uuid4().hex[:8]}" for _ in range(3)]
+    first, second, peer = names
+    made = Lab((first, second), peer, f"198.19.{uuid.uuid4().int % 250 + 1}")
+    try:
+        for name in names:
+            _run("ip", "netns", "add", name)
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+            _run("ip", "-n", name, "link", "add", "br0", "type", "bridge")
+            _run("ip", "-n", name, "link", "set", "br0", "up")
+        for number, name in enumerate((first, second), 1):
+            _run(
+                *("ip", "-n", name, "link", "add", "up0", "type", "veth"),
+                *("peer", "name", f"down{number}", "netns", peer),
+            )
+            _run("ip", "-n", name, "link", "set", "up0", "master", "br0", "up")
+            _run("ip", "-n", peer, "link", "set", f"down{number}", "master", "br0", "up")
+            _run("ip", "-n", name, "address", "add", f"{made.address(number)}/24", "dev", "br0")
+        _run("ip", "-n", peer, "address", "add", f"{made.address(9)}/24", "dev", "br0")
+        yield made
+    finally:
+        left = set(_run("ip", "netns", "list").split())
+        for name in names:
+            if name in left:
+                _run("ip", "netns", "del", name)
+    assert not set(names) & set(_run("ip", "netns", "list").split())
+
+
+class Counting:
+    """The peer's end of a TCP connection over which a guest counts."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        listener.settimeout(PATIENCE)
+        self._socket = listener.accept()[0]
+        listener.close()
+        self._socket.settimeout(PATIENCE)
+        self._rest = b""
+        self.last = 0
+
+    def upto(self, number: int) -> None:
+        """Read until the guest has counted so far; every number comes, each once and in order."""
+        while self.last < number:
+            data = self._socket.recv(65536)
+            assert data, f"the connection ended after {self.last}"
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                assert int(line) == self.last + 1, f"after {self.last} came {line!r}"
+                self.last += 1
+
+    def waiting(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def applications(lab: Lab, tmp_path: Path, shared_cache: Path) -> Iterator[tuple[Application, Application]]:
+    made = []
+    for namespace, name in zip(lab.hosts, ("here", "there"), strict=True):
+        (tmp_path / name).mkdir()
+        made.append(Application(namespace, tmp_path / name, shared_cache))
+    yield made[0], made[1]
+    for application in made:
+        application.end()
+
+
+def _attach(application: Application, serial: Callable[[str], Any]) -> Any:
+    return serial(application.get_instance_console("web1").socket_path)
+
+
+@pytest.mark.parametrize("way", ["precopy", "postcopy"])
+def test_linux_goes_over_with_all_it_has(
+    lab: Lab,
+    applications: tuple[Application, Application],
+    linux: LinuxGuest,
+    linux_shell: type[Any],
+    serial: Callable[[str], Any],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """Memory and disk have the sums they had, the TCP connection lives, and it has never run on both hosts."""
+    here, there = applications
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(os.urandom(1 << 20))
+    definition = {
+        "name": "web1",
+        "memory": "160MiB",
+        "params": {
+            "machine": "q35",
+            "accel": "tcg",
+            "cpu_model": "qemu64",
+            "kernel": str(linux.kernel),
+            "initrd": str(linux.initrd),
+            "cmdline": f"{LINUX_COMMAND_LINE} hv.ip={lab.address(3)}/24",
+        },
+        "disks": [{"path": str(disk), "format": "raw"}],
+        "nics": [{"mode": "bridged", "link": "br0"}],
+    }
+    if way == "postcopy":
+        definition["security_model"] = "none"
+    here.start_instance(definition, paused=True)
+    console = _attach(here, serial)
+    here.resume_instance("web1")
+    shell = linux_shell(console)
+    listener = _inside(lab.peer, lambda: socket.create_server((lab.address(9), 0)))
+    port = listener.getsockname()[1]
+    shell.run(
+        "dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null; md5sum /tmp/data | cut -c1-32 > /tmp/sum; "
+        "dd if=/tmp/data of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null; md5sum /dev/vda | cut -c1-32 > /tmp/vda; "
+        "(n=0; while :; do n=$((n+1)); echo $n; usleep 10000; done) | "
+        f"nc {lab.address(9)} {port} >/dev/null 2>&1 &"
+    )
+    counting = Counting(listener)
+    counting.upto(20)
+    policy = MigrationPolicy(
+        tls=False, downtime_limit=Seconds(0.3), max_bandwidth=Size((8 if way == "postcopy" else 1024) << 20)
+    )
+    if way == "postcopy":
+        policy = attrs.evolve(policy, postcopy=hvcore.PostCopy(after_passes=1))
+    info = here.migration_info("web1")
+    target = there.accept_instance(info, lab.address(2), policy)
+    here.migrate_instance("web1", target, policy)
+    wanted = (MigrationPhase.POSTCOPY, MigrationPhase.COMPLETED)
+    _until(here, wanted, counting)
+    assert there.finalize_migration_dst(info, True).after is InstanceState.RUNNING
+    status = _until(here, (MigrationPhase.COMPLETED,), counting)
+    assert status.downtime is not None
+    here.finalize_migration_source("web1", True)
+    there.finalize_migration_dst(info, True)
+    console.close()
+    counting.upto(counting.last + 100)
+    console = _attach(there, serial)
+    console.send(b"\n")
+    again = object.__new__(linux_shell)
+    again.console = console
+    console._socket.settimeout(PATIENCE)
+    answer = again.run(
+        "echo 3 > /proc/sys/vm/drop_caches; "
+        "[ $(md5sum /tmp/data | cut -c1-32) = $(cat /tmp/sum) ] && echo memory is whole; "
+        "[ $(md5sum /dev/vda | cut -c1-32) = $(cat /tmp/vda) ] && echo disk is whole"
+    )
+    assert "memory is whole" in answer
+    assert "disk is whole" in answer
+    assert here.list_instances().instances == ()
+    assert there.get_instance_info("web1").state is InstanceState.RUNNING
+    counting.upto(counting.last + 20)
+    console.close()
+    counting.close()
+
+
+def _until(here: Application, phases: tuple[MigrationPhase, ...], counting: Counting) -> Any:
+    """Drive it on, and read what the guest counts meanwhile: nobody else empties its connection."""
+    deadline = Deadline.after(PATIENCE)
+    while True:
+        status = here.continue_migration("web1", wait=0.2)
+        if status.phase in phases:
+            return status
+        assert not status.phase.is_final, f"it is {status.phase}: {status.error}"
+        assert not deadline.expired, f"it stays {status.phase}"
+        if counting.waiting():
+            counting.upto(counting.last + 1)

@@ -63,6 +63,7 @@ def _of_driver(accel: str) -> ConformanceProfile:
         damage_records=_damage_records,
         times_asked=_times_asked,
         argv=_argv,
+        migration={"tls": False},
         absent={"restarts": "a driver that failed this would restart the host"},
     )
 

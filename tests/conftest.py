@@ -35,10 +35,6 @@ def _missing() -> dict[str, str]:
 
 MISSING = _missing()
 
-# How long an example takes says something about the machine, and nothing about the code.
-settings.register_profile("hvcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("hvcore")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

@@ -227,7 +227,7 @@ def _describing(tmp_path: Path, description: Any) -> object:
 
 def test_claims_need_hooks_and_api_must_match(tmp_path: Path) -> None:
     """A claim without its hooks, and another hook API, are faults."""
-    claims = (Claim(capability=Capability.MIGRATION), Claim(capability=Capability.MIGRATION))
+    claims = (Claim(capability=Capability.POWERCYCLE), Claim(capability=Capability.POWERCYCLE))
     description = DriverDescription(name="t", version="1", hook_api=99, summary="", claims=claims)
     with pytest.raises(LoadError) as caught:
         _load(tmp_path, _describing(tmp_path, description))

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resize": ("hvcore.cli.resize", "Grow a disk of a running instance."),
     "balloon": ("hvcore.cli.resize", "Change how much memory the guest of a running instance has."),
     "apply": ("hvcore.cli.hotplug", "Apply what is different in an instance's file to the running instance."),
+    "migrate": ("hvcore.cli.migrate", "Move a running instance to another host."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
@@ -46,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 The module has it under its name with ``_command``, and with ``_`` for ``-``.
 """
+
+
+HIDDEN: dict[str, str] = {"migration-peer": "hvcore.cli.migration_peer"}
+"""Commands that programs run, not people: the module of each."""
 
 
 class RootGroup(click.Group):
@@ -61,9 +66,9 @@ class RootGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(HIDDEN.get(cmd_name) or COMMANDS[cmd_name][0])
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
@@ -71,7 +76,7 @@ class RootGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Name the nearest command when there is none of that name."""
-        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in COMMANDS:
+        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in (*COMMANDS, *HIDDEN):
             import difflib  # only for mistakes
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)

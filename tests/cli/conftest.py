@@ -15,6 +15,9 @@ import pytest
 
 from hvcore.guests import write_firmware
 
+# The two modelled hosts are those of the fake driver's tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "fake"))
+
 # Generous: it only bounds a test that fails.
 DEADLINE = 120.0
 

@@ -214,8 +214,8 @@ def test_every_fault_of_a_driver_at_once(tmp_path: Path) -> None:
     assert "acme (acme-hv 1.0): hv_pause_instance(name: 'str', deadlin: 'object')" in text
 
 
-def _describing(tmp_path: Path, description: Any) -> object:
-    base = _fake(tmp_path)
+def _describing(tmp_path: Path, description: Any, without: str = "") -> object:
+    base = type("Lacking", (_fake(tmp_path),), {without: None} if without else {})
 
     class Describing(base):  # type: ignore[misc, valid-type]
         @hookimpl
@@ -230,7 +230,7 @@ def test_claims_need_hooks_and_api_must_match(tmp_path: Path) -> None:
     claims = (Claim(capability=Capability.POWERCYCLE), Claim(capability=Capability.POWERCYCLE))
     description = DriverDescription(name="t", version="1", hook_api=99, summary="", claims=claims)
     with pytest.raises(LoadError) as caught:
-        _load(tmp_path, _describing(tmp_path, description))
+        _load(tmp_path, _describing(tmp_path, description, without="hv_powercycle_node"))
     assert set(caught.value.findings.codes) == {"hook-api", "claim-without-hook", "repeated-claim"}
     with pytest.raises(LoadError, match="str, not a DriverDescription"):
         _load(tmp_path, _describing(tmp_path, "me"))

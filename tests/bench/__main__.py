@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from tests.bench import beside_libvirt, hotplug, libvirt_domain, lifecycle, overhead, processes, scale
+from tests.bench import beside_libvirt, families, hotplug, libvirt_domain, lifecycle, overhead, processes, scale
 from tests.bench.host import host
 from tests.bench.rows import Row, table
 
@@ -31,6 +31,7 @@ def measure(*, quick: bool, libvirt: bool) -> Iterator[Row]:
         return
     with host() as found:
         yield from lifecycle.measure(found, quick=quick)
+        yield from families.measure(found, quick=quick)
         yield from hotplug.measure(found, quick=quick)
         yield from scale.measure(found, quick=quick)
 

@@ -51,6 +51,7 @@ _EXPORTS: dict[str, str] = {
     "Device": "hvcore.model.devices",
     "Medium": "hvcore.model.devices",
     "Processors": "hvcore.model.devices",
+    "LiveParameters": "hvcore.model.devices",
     "HotplugSupport": "hvcore.model.devices",
     "HotplugResult": "hvcore.model.devices",
     "ResizeResult": "hvcore.model.devices",
@@ -320,6 +321,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.devices import (
         HotplugSupport as HotplugSupport,
+    )
+    from hvcore.model.devices import (
+        LiveParameters as LiveParameters,
     )
     from hvcore.model.devices import (
         Medium as Medium,

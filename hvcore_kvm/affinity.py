@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hvcore import HostError
 
@@ -113,6 +114,28 @@ def host_thread_ids(pid: int) -> dict[int, int]:
             ids = next((line.split() for line in file if line.startswith("NSpid:")), ["", str(thread)])
             found[int(ids[-1])] = thread
     return found
+
+
+def pin_running(
+    pid: int, ask: Callable[[str], Any], *, cpu: str | None, emulator: str | None, iothread: str | None
+) -> None:
+    """Pin the threads of a QEMU that answers, as its masks say; see `pin_instance`.
+
+    Args:
+        pid: the process.
+        ask: gives a command without arguments to its monitor and returns the answer.
+        cpu: mask of the whole process or of each virtual CPU.
+        emulator: mask of QEMU's own threads.
+        iothread: mask of all I/O threads or of each.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    here = host_thread_ids(pid)
+    vcpus = {row["cpu-index"]: here[row["thread-id"]] for row in ask("query-cpus-fast")}
+    rows = ask("query-iothreads") if iothread or emulator else ()
+    iothreads = {int(row["id"].removeprefix("iothread")): here[row["thread-id"]] for row in rows}
+    pin_instance(pid, vcpus, iothreads, cpu=cpu, emulator=emulator, iothread=iothread)
 
 
 def pin_instance(

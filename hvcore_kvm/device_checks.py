@@ -23,7 +23,7 @@ _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 
 def check_devices(definition: Definition, choice: Choice) -> Iterator[Finding]:
     """Find what stands against the devices of a definition on this host."""
-    yield from _pinning(definition)
+    yield from check_pinning(definition)
     yield from _memory(definition)
     yield from _companions(definition)
     yield from check_disks(definition)
@@ -46,7 +46,8 @@ def check_devices(definition: Definition, choice: Choice) -> Iterator[Finding]:
             yield Finding(code="no-device", path=f"params.usb[{index}]", message=message)
 
 
-def _pinning(definition: Definition) -> Iterator[Finding]:
+def check_pinning(definition: Definition) -> Iterator[Finding]:
+    """Find masks that name CPUs this host does not have."""
     online = usable_cpus()
     for name in ("cpu_pin", "emulator_pin", "iothread_pin"):
         mask = getattr(definition.cpu, name)

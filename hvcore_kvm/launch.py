@@ -27,7 +27,7 @@ from hvcore import (
     private_directory,
 )
 from hvcore_kvm import private_root, process
-from hvcore_kvm.affinity import host_thread_ids, pin_instance
+from hvcore_kvm.affinity import pin_running
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.cgroup import Cgroup, find_hierarchy, remove_groups
 from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
@@ -258,11 +258,8 @@ class Launch:
     def _pin(self, deadline: Deadline) -> None:
         assert self._pid is not None  # noqa: S101 - it has answered
         cpu = self._plan.decisions.definition.cpu
-        threads_here = host_thread_ids(self._pid)
-        vcpus = {row["cpu-index"]: threads_here[row["thread-id"]] for row in self._execute("query-cpus-fast", deadline)}
-        threads = self._execute("query-iothreads", deadline) if cpu.iothread_pin or cpu.emulator_pin else ()
-        own = {int(row["id"].removeprefix("iothread")): threads_here[row["thread-id"]] for row in threads}
-        pin_instance(self._pid, vcpus, own, cpu=cpu.cpu_pin, emulator=cpu.emulator_pin, iothread=cpu.iothread_pin)
+        masks = {"cpu": cpu.cpu_pin, "emulator": cpu.emulator_pin, "iothread": cpu.iothread_pin}
+        pin_running(self._pid, lambda command: self._execute(command, deadline), **masks)
 
     def _spawn(self, fds: list[int], cgroup: Cgroup) -> None:
         security, root = self._plan.security, self._plan.root

@@ -30,6 +30,7 @@ from hvcore import (
     InstanceState,
     InstanceStats,
     InvalidParameters,
+    LiveParameters,
     Medium,
     Nic,
     NodeInfo,
@@ -46,7 +47,6 @@ from hvcore import (
     Screenshot,
     Transition,
     UnsupportedOperation,
-    definition_changes,
     powercycle,
     read_node_info,
     with_identities,
@@ -55,6 +55,7 @@ from hvcore_kvm import accelerator, definition, listing, observation, placement,
 from hvcore_kvm.advice import assess
 from hvcore_kvm.balloon import balloon_memory
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
+from hvcore_kvm.changes import changes_of
 from hvcore_kvm.confidential import encryption_bit
 from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
@@ -63,7 +64,6 @@ from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
 from hvcore_kvm.hotplug import (
-    FIXED_BUSES,
     PlannedDevice,
     Plugging,
     plan_of,
@@ -76,7 +76,6 @@ from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
 from hvcore_kvm.parameters.confidential import AMD
-from hvcore_kvm.parameters.table import parameter_table
 from hvcore_kvm.release import release
 from hvcore_kvm.resize import resize_disk
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
@@ -158,12 +157,7 @@ class Operations:
             running = observation.observe(directory) if directory.exists else None
         if running is None or not running.started or running.record is None:
             return plan
-        changes = definition_changes(
-            parameter_table(self._families),
-            running.record.instance,
-            self._read(instance)[0].instance,
-            pluggable=_pluggable,
-        )
+        changes = changes_of(self._families, running.record.instance, self._read(instance)[0].instance)
         return attrs.evolve(plan, changes=changes)
 
     def start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
@@ -341,6 +335,8 @@ class Operations:
                 return plugging.put_in(device, deadline)
             if isinstance(device, Processors):
                 return plugging.count_processors(device, deadline)
+            if isinstance(device, LiveParameters):
+                return plugging.set_parameters(device, self._pid(directory), deadline)
             return plugging.modify(device, deadline)
 
     def resize_disk(self, name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
@@ -371,6 +367,12 @@ class Operations:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
         refuse_moving(seen)
         return seen.record
+
+    def _pid(self, directory: InstanceDirectory) -> int:
+        seen = self._control(directory).require_alive()
+        if seen.process is None:
+            raise RecordError("there is no record of its process", hint="restart it", instance=directory.name)
+        return seen.process.identity.pid
 
     def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:
         def replan(instance: Instance) -> LaunchPlan:
@@ -598,8 +600,3 @@ def _pluggable_kind(device: Device) -> Disk | Nic:
     raise InvalidParameters(
         "the device cannot be added", FindingSet([Finding(code="not-possible", path="device", message=message)])
     )
-
-
-def _pluggable(device: Disk | Nic) -> bool:
-    """Whether QEMU can plug a device while the guest runs."""
-    return isinstance(device, Nic) or device.params.get("bus") not in FIXED_BUSES

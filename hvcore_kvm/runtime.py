@@ -21,7 +21,7 @@ PLACEMENT = "placement.json"
 HOTPLUG = "hotplug.json"
 MIGRATION = "migration.json"
 
-DeviceKind = Literal["disk", "nic"]
+DeviceKind = Literal["disk", "nic", "vcpu"]
 
 SCHEMA = 1
 """Version of the format of all records of this module; an older one is upgraded when it is read."""
@@ -134,7 +134,7 @@ class Change:
     Attributes:
         action: what is to happen.
         kind: what it is.
-        uuid: its identity.
+        uuid: its identity; the id in QEMU of a virtual CPU, which has no other.
         since: when it was asked for, in seconds since the epoch.
     """
 

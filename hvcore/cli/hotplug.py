@@ -18,6 +18,8 @@ from hvcore.errors import InvalidParameters
 from hvcore.findings import Finding, FindingSet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hvcore.driver import Driver
     from hvcore.model.devices import Device, HotplugResult
     from hvcore.model.instance import Instance
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _KIND = click.argument("kind", type=click.Choice(("disk", "nic")))
 _WORDS = click.argument("words", nargs=-1, metavar="KEY=VALUE...")
+_DRIVE = re.compile(r"params\.(cdroms\[([0-9]+)\]|floppy)(?:\.|$)")
 _DEVICE = re.compile(r"(disks|nics)\[([0-9]+)\]")
 
 
@@ -130,6 +133,27 @@ def vcpus_command(session: Session, name: str, count: int, timeout: float | None
         return _show(session, driver.hot_mod_device(instance_name(name), Processors(count=count), timeout=timeout))
 
 
+@hotplug_command.command(cls=HvCommand, name="set")
+@name_argument
+@_WORDS
+@timeout_option
+@click.pass_obj
+def set_command(session: Session, name: str, words: tuple[str, ...], timeout: float | None) -> int:
+    """Change parameters of a running instance that are live, such as cpu_pin=0-1 or memory_plugged=512MiB.
+
+    Values are written as in an instance file; text needs its quotes only where it looks like a number. 'hv params' says
+    of each when a change takes effect. Ends with 4 when the guest has not followed in time.
+    """
+    from hvcore.model.devices import LiveParameters
+
+    values, findings = _table("params", words)
+    if findings:
+        raise InvalidParameters("the parameters have errors", FindingSet(findings))
+    with session.driver() as driver:
+        changed = driver.hot_mod_device(instance_name(name), LiveParameters(values=values), timeout=timeout)
+        return _show(session, changed)
+
+
 @click.command(cls=HvCommand, name="apply")
 @file_argument
 @timeout_option
@@ -137,8 +161,8 @@ def vcpus_command(session: Session, name: str, count: int, timeout: float | None
 def apply_command(session: Session, file: str, timeout: float | None) -> int:
     """Apply what is different in an instance's file to the running instance, as far as that is possible now.
 
-    Devices are removed, added and changed; everything else takes effect at the next start, and is listed. Ends with 4
-    when something is left.
+    Devices are removed, added and changed, media and virtual CPUs too, and what 'hv plan' calls live takes effect;
+    everything else has to wait for the next start, and is listed. Ends with 4 when something is left.
     """
     output = session.output()
     with session.driver() as driver:
@@ -166,21 +190,23 @@ def apply_command(session: Session, file: str, timeout: float | None) -> int:
 def apply_changes(
     driver: Driver, instance: Instance, changes: tuple[PlannedChange, ...], timeout: float | None
 ) -> tuple[list[HotplugResult], list[PlannedChange]]:
-    """Apply differences to a running instance: its devices, and how many virtual CPUs it has.
+    """Apply differences to a running instance: what is live, its devices, and how many virtual CPUs it has.
 
     Returns:
         What became of each device, and the differences that have to wait for the next start.
     """
     from hvcore.model.devices import Processors
 
-    done: list[HotplugResult] = []
+    done = [driver.hot_mod_device(instance.name, change, timeout=timeout) for change in _live(instance, changes)]
     vcpus = next((change for change in changes if change.path == "vcpus"), None)
     if vcpus is not None:
         try:
             done.append(driver.hot_mod_device(instance.name, Processors(count=instance.vcpus), timeout=timeout))
         except InvalidParameters:
             vcpus = None  # more or fewer than can be plugged: at the next start
-    left = [change for change in changes if change.device is None or change.effect == "start"]
+    left = [
+        change for change in changes if change.effect == "start" or (change.device is None and not _is_live(change))
+    ]
     left = [change for change in left if change is not vcpus]
     waiting = {change.device for change in left if change.device is not None}
     # What goes first makes room for what comes.
@@ -199,6 +225,34 @@ def apply_changes(
         else:
             done.append(driver.hot_mod_device(instance.name, device, timeout=timeout))
     return done, [change for change in changes if change in left or (change.device in waiting and change not in gone)]
+
+
+def _is_live(change: PlannedChange) -> bool:
+    return change.device is None and change.effect != "start" and change.path.startswith("params.")
+
+
+def _live(instance: Instance, changes: tuple[PlannedChange, ...]) -> Iterator[Device]:
+    """What is to be told of parameters that are live: of drives one by one, of the others together."""
+    from hvcore.model.devices import LiveParameters, Medium
+
+    drives: dict[str, None] = {}
+    values: dict[str, Any] = {}
+    for change in changes:
+        if not _is_live(change):
+            continue
+        drive = _DRIVE.match(change.path)
+        if drive is not None:
+            drives[drive[1]] = None
+        else:
+            name = change.path.split(".")[1].partition("[")[0]
+            values[name] = instance.params.get(name)
+    if values:
+        yield LiveParameters(values=values)
+    for name in drives:
+        found = _DRIVE.match(f"params.{name}")
+        index = found[2] if found is not None else None
+        medium = {"path": instance.params["floppy"]} if index is None else instance.params["cdroms"][int(index)]
+        yield Medium(drive=name, path=medium.get("path"), url=medium.get("url"))
 
 
 def _is_whole(change: PlannedChange) -> bool:
@@ -221,6 +275,19 @@ def described(kind: str, words: tuple[str, ...]) -> Device:
     """
     from hvcore.definition import read_definition
 
+    values, findings = _table(kind, words)
+    plural = f"{kind}s"
+    # The rest of a definition is there for its checks.
+    instance, problems = read_definition({"name": "device", plural: [values]})
+    findings += [attrs.evolve(f, path=f.path.replace(f"{plural}[0]", kind, 1)) for f in problems]
+    if findings:
+        raise InvalidParameters("the description of the device has errors", FindingSet(findings))
+    device: Device = getattr(instance, plural)[0]
+    return device
+
+
+def _table(kind: str, words: tuple[str, ...]) -> tuple[dict[str, Any], list[Finding]]:
+    """The values that words give, each ``KEY=VALUE``, and what is wrong with the words."""
     values: dict[str, Any] = {}
     findings = []
     for word in words:
@@ -235,14 +302,7 @@ def described(kind: str, words: tuple[str, ...]) -> Device:
             inner = place.setdefault(section, {})
             place = inner if isinstance(inner, dict) else {}
         place[last] = _value(text)
-    plural = f"{kind}s"
-    # The rest of a definition is there for its checks.
-    instance, problems = read_definition({"name": "device", plural: [values]})
-    findings += [attrs.evolve(f, path=f.path.replace(f"{plural}[0]", kind, 1)) for f in problems]
-    if findings:
-        raise InvalidParameters("the description of the device has errors", FindingSet(findings))
-    device: Device = getattr(instance, plural)[0]
-    return device
+    return values, findings
 
 
 def _value(text: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import attrs
 
@@ -37,8 +38,19 @@ class Processors:
     count: int
 
 
-Device = Disk | Nic | Medium | Processors
-"""What the hotplug operations take; a medium and processors are there already, and can only be modified."""
+@attrs.frozen(kw_only=True)
+class LiveParameters:
+    """New values of parameters that change while the guest runs; for `hot_mod_device`. The others stay as they are.
+
+    Attributes:
+        values: values by name, as in the ``params`` of an instance; ``None`` for what it is when not given.
+    """
+
+    values: Mapping[str, Any]
+
+
+Device = Disk | Nic | Medium | Processors | LiveParameters
+"""What the hotplug operations take; all but disks and NICs are there already, and can only be modified."""
 
 Action = Literal["add", "remove", "modify"]
 """What a hotplug operation does."""
@@ -62,7 +74,7 @@ class HotplugResult:
     """What became of a hotplug request.
 
     Attributes:
-        device: uuid of the device; the drive of a medium, or ``vcpus``.
+        device: uuid of the device; the drive of a medium, ``vcpus``, or ``params``.
         done: it has happened; ``False`` when the guest has been asked and has not answered yet (*pending*).
         detail: for people.
     """

@@ -117,6 +117,14 @@ def _compare(
 ) -> Iterator[PlannedChange]:
     if before == after:
         return
+    kind = type(before[0]) if isinstance(before, tuple) and before else None
+    if kind is not None and attrs.has(kind) and isinstance(after, tuple) and len(before) == len(after):
+        # As many as before: each is another one by itself, and may change by itself.
+        for index, (was, now) in enumerate(zip(before, after, strict=True)):
+            for change in _fields(kind, was, now, f"{path}[{index}]", replug):
+                effect = declared.changes if change.effect == "start" else change.effect
+                yield attrs.evolve(change, effect=effect)
+        return
     # What a disk or NIC cannot change in place takes effect when it is plugged again.
     effect = replug if replug is not None and declared.changes == "start" else declared.changes
     if declared.secret:

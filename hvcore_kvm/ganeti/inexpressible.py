@@ -59,6 +59,7 @@ NEUTRAL: Mapping[type, Mapping[str, tuple[Any, ...]]] = {
         "memory_max": (None,),
         "memory_slots": (0,),
         "virtio_mem": (None,),
+        "memory_plugged": (0,),
         "numa": ((),),
         "balloon": (True,),
         "balloon_free_page_reporting": (False,),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from hvcore import Instance, private_directory
 from hvcore_kvm.command_line import json_option, keyed
@@ -27,6 +32,9 @@ TPM_STATE = "tpm"
 
 SOUND = "sound.wav"
 """File in the instance's directory that sound goes to with backend wav, as long as the instance runs."""
+
+USB_PREFIX = "usb-device-"
+"""What the ids of USB devices in QEMU begin with, those of the pointer, of disks and of NICs excepted."""
 
 VHOST_VSOCK = "/dev/vhost-vsock"
 _FIRST_CHASSIS = 128
@@ -286,8 +294,20 @@ def usb_file(path: str, index: int) -> ImageFile:
     return ImageFile(path=path, format="raw", read_only=True, any_header=True, where=f"params.usb[{index}].path")
 
 
+def usb_ids(devices: Sequence[UsbDevice]) -> tuple[str, ...]:
+    """The ids in QEMU of USB devices: by what each is, so that one keeps its id when those before it go."""
+    found: list[str] = []
+    for device in devices:
+        given = attrs.asdict(device, filter=lambda _, value: value is not None)
+        text = json.dumps(given, sort_keys=True).encode()
+        ident = f"{USB_PREFIX}{hashlib.blake2b(text, digest_size=6).hexdigest()}"
+        same = sum(known.startswith(ident) for known in found)
+        found.append(f"{ident}-{same}" if same else ident)
+    return tuple(found)
+
+
 def _add_usb_device(builder: Builder, index: int, device: UsbDevice) -> None:
-    origin, ident = f"params.usb[{index}]", f"usb-device{index}"
+    origin, ident = f"params.usb[{index}]", usb_ids(builder.definition.devices.usb)[index]
     bus = builder.usb_bus(origin)
     driver = {"keyboard": "kbd"}.get(device.type, device.type)
     values: dict[str, Any] = {"driver": f"usb-{driver}", "id": ident, "bus": bus}

@@ -53,7 +53,7 @@ def add_memory(builder: Builder) -> None:
     _add_numa(builder)
     if memory.virtio_mem is not None:
         builder.add(_backend(definition, "vmem0", memory.virtio_mem, "params.virtio_mem", None))
-        properties = {"memdev": "vmem0", "requested-size": 0, "node": 0 if memory.numa else None}
+        properties = {"memdev": "vmem0", "requested-size": memory.memory_plugged, "node": 0 if memory.numa else None}
         builder.device("virtio-mem-pci", "virtio-mem0", properties, origin="params.virtio_mem")
     if memory.balloon:
         extra: dict[str, Any] = {

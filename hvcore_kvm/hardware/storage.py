@@ -282,6 +282,12 @@ def _add_floppy(builder: Builder, path: str, bootindex: int | None) -> None:
 
 
 def _add_throttle(builder: Builder, ident: str, limits: Throttle, origin: str) -> None:
+    values = {"qom-type": "throttle-group", "id": ident, "limits": throttle_limits(limits)}
+    builder.add(json_option("object", values, origin=origin))
+
+
+def throttle_limits(limits: Throttle) -> dict[str, int]:
+    """Limits in QEMU's words; those that are not given are left out."""
     values: dict[str, int] = {}
     for kind in ("iops", "bps"):
         for which in ("total", "read", "write"):
@@ -291,7 +297,7 @@ def _add_throttle(builder: Builder, ident: str, limits: Throttle, origin: str) -
         burst = getattr(limits, f"{kind}_burst")
         if burst:
             values |= {f"{kind}-total-max": burst, f"{kind}-total-max-length": limits.burst_seconds}
-    builder.add(json_option("object", {"qom-type": "throttle-group", "id": ident, "limits": values}, origin=origin))
+    return values
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hvcore_kvm.command_line import Option
 from hvcore_kvm.definition import Definition, NicDefinition
 from hvcore_kvm.families import FdRequest, NicPlan
 from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hardware.devices import usb_ids
 from hvcore_kvm.launch_plan import LaunchPlan
 
 _FDSET = re.compile(r"/dev/fdset/([0-9]+)")
@@ -33,7 +34,7 @@ class DevicePlan:
 
     Attributes:
         uuid: its identity.
-        kind: ``disk`` or ``nic``.
+        kind: ``disk``, ``nic`` or ``usb``.
         ident: its id in QEMU.
         objects: objects it needs: throttle groups, secrets.
         images: descriptors of files by the number of their set in the plan.
@@ -124,6 +125,23 @@ def medium_of(plan: LaunchPlan, origin: str) -> DevicePlan:
         nodes=_values(options, "blockdev"),
         device=device,
         fds=fds,
+    )
+
+
+def usb_device_of(plan: LaunchPlan, index: int) -> DevicePlan:
+    """Cut a USB device of the instance's list out of the plan of its whole instance."""
+    options = [option for option in plan.options if option.origin == f"params.usb[{index}]"]
+    fds = {process.FIRST_FD + number: request for number, request in enumerate(plan.fds)}
+    ident = usb_ids(plan.decisions.definition.devices.usb)[index]
+    return DevicePlan(
+        uuid="",
+        kind="usb",
+        ident=ident,
+        images={int(o.value["set"]): fds[int(o.value["fd"])] for o in options if o.name == "add-fd"},
+        nodes=_values(options, "blockdev"),
+        device=next(values for values in _values(options, "device") if values.get("id") == ident),
+        fds=fds,
+        foreign=tuple(o.name for o in options if o.name not in _HOT_OPTIONS),
     )
 
 

@@ -18,6 +18,7 @@ from hvcore import (
     Instance,
     InvalidParameters,
     Journal,
+    LiveParameters,
     Medium,
     Nic,
     OutcomeUnknown,
@@ -31,6 +32,7 @@ from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hotplug.addition import Addition
 from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
+from hvcore_kvm.hotplug.live_parameters import change_parameters
 from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
@@ -171,6 +173,12 @@ class Plugging:
         with connect(self._directory, deadline) as monitor:
             self._removal(monitor).settle()
             return change_processors(self._ledger, monitor, wanted)
+
+    def set_parameters(self, wanted: LiveParameters, pid: int, deadline: Deadline) -> HotplugResult:
+        """Change parameters of the instance as a whole; see `change_parameters`."""
+        with connect(self._directory, deadline) as monitor:
+            self._removal(monitor).settle()
+            return change_parameters(self._ledger, monitor, wanted, self._families, pid, self._replan)
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         """Complete or take back what is under way, by what QEMU has; returns what became of each.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from hvcore import Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters, Journal, Processors, Step
+from hvcore_kvm.events import QemuEvent
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor
+from hvcore_kvm.runtime import Change
 
 _PREFIX = "vcpu"
 _LOOK_AGAIN = 0.2
@@ -69,13 +72,47 @@ def _unplug(ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now
         raise InvalidParameters("it cannot have as few", FindingSet([finding]))
     while now > count:
         ident = plugged.pop()[1]
-        monitor.execute("device_del", {"id": ident})
-        if not _wait_gone(monitor, ident):
+        # Before it is asked: the guest may let go of it when nobody looks any more.
+        ledger.begin(Change(action="remove", kind="vcpu", uuid=ident, since=time.time()))
+        try:
+            monitor.execute("device_del", {"id": ident})
+            gone = _wait_gone(monitor, ident)
+        except HypervisorRefused:
+            ledger.end(ident)
+            raise
+        if not gone:
             detail = f"it has {now}: the guest has been asked to let go of one and has not yet"
             return HotplugResult(device="vcpus", done=False, detail=detail)
         now -= 1
-        ledger.write(attrs.evolve(ledger.instance, vcpus=now))
+        _write_count(ledger, now)
+        ledger.end(ident)
     return HotplugResult(device="vcpus", done=True, detail=f"it has {now}")
+
+
+def settle_processor(ledger: Ledger, monitor: Monitor, change: Change, events: Iterable[QemuEvent]) -> HotplugResult:
+    """Say what became of a virtual CPU that the guest was asked for, and write it down.
+
+    Args:
+        ledger: the instance's records.
+        monitor: its monitor.
+        change: the request.
+        events: what QEMU has written down.
+    """
+    if change.uuid not in monitor.present():
+        slots = monitor.execute("query-hotpluggable-cpus")
+        _write_count(ledger, sum(slot["vcpus-count"] for slot in slots if "qom-path" in slot))
+        detail = "removed"
+    elif any(event.time >= change.since and _refuses(change.uuid, event.name, event.data) for event in events):
+        detail = "the guest kept it"
+    else:
+        return HotplugResult(device=change.uuid, done=False, detail="the guest has not let go of it yet")
+    ledger.end(change.uuid)
+    return HotplugResult(device=change.uuid, done=True, detail=detail)
+
+
+def _write_count(ledger: Ledger, count: int) -> None:
+    if ledger.instance.vcpus != count:
+        ledger.write(attrs.evolve(ledger.instance, vcpus=count))
 
 
 def _wait_gone(monitor: Monitor, ident: str) -> bool:
@@ -95,6 +132,10 @@ def _wait_gone(monitor: Monitor, ident: str) -> bool:
 
 
 def _is_refusal(ident: str, message: Mapping[str, Any]) -> bool:
-    info = message.get("data", {}).get("info", {}) if message["event"] == "ACPI_DEVICE_OST" else {}
+    return _refuses(ident, message["event"], message.get("data", {}))
+
+
+def _refuses(ident: str, name: str, data: Mapping[str, Any]) -> bool:
+    info = data.get("info", {}) if name == "ACPI_DEVICE_OST" else {}
     # ACPI 6.5, 6.3.5 _OST: source 3 is an ejection request; of its statuses 0 is success and 0x84 "in progress".
     return bool(info.get("device") == ident and info.get("source") == 3 and info.get("status") not in (0, 0x84))

@@ -16,6 +16,7 @@ from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, without_device
 from hvcore_kvm.hotplug.monitor import Monitor
+from hvcore_kvm.hotplug.processors import settle_processor
 from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import Change
 
@@ -107,15 +108,19 @@ class Removal:
             return ()
         waiting = Deadline.after(patience)
         for change in self._ledger.changes.pending:
-            if change.action == "remove" and device_id(change.kind, change.uuid) in self._monitor.present():
-                self._monitor.wait_event(functools.partial(_is_about, device_id(change.kind, change.uuid)), waiting)
+            ident = device_id(change.kind, change.uuid)
+            # A virtual CPU goes without an event.
+            if change.action == "remove" and change.kind != "vcpu" and ident in self._monitor.present():
+                self._monitor.wait_event(functools.partial(_is_about, ident), waiting)
         present = self._monitor.present()
-        refused = {
-            str(event.data.get("device")): event.time
-            for event in read_events(self._directory)
-            if event.name in _REFUSED
-        }
-        return tuple(self._settle(change, present, refused) for change in self._ledger.changes.pending)
+        events = read_events(self._directory)
+        refused = {str(event.data.get("device")): event.time for event in events if event.name in _REFUSED}
+        return tuple(
+            settle_processor(self._ledger, self._monitor, change, events)
+            if change.kind == "vcpu"
+            else self._settle(change, present, refused)
+            for change in self._ledger.changes.pending
+        )
 
     def _settle(self, change: Change, present: frozenset[str], refused: Mapping[str, float]) -> HotplugResult:
         ident = device_id(change.kind, change.uuid)

@@ -171,7 +171,7 @@ class DeviceParameters:
     )
     shares: tuple[Share, ...] = param(default=(), summary="Directories of the host, through virtiofs.")
     pci_passthrough: tuple[PciDevice, ...] = param(
-        default=(), changes="hotplug", summary="PCI devices of the host that the guest gets (VFIO)."
+        default=(), summary="PCI devices of the host that the guest gets (VFIO)."
     )
 
 

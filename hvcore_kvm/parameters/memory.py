@@ -89,6 +89,12 @@ class MemoryParameters:
         unit="bytes",
         summary="Size of a virtio-mem device, which gives and takes memory while the guest runs; needs memory_max.",
     )
+    memory_plugged: Size = param(
+        default=Size(0),
+        unit="bytes",
+        changes="live",
+        summary="How much of virtio_mem the guest has; it takes it by itself, and gives it back if it can.",
+    )
     numa: tuple[NumaNode, ...] = param(default=(), summary="NUMA nodes of the guest.")
     balloon: bool = param(default=True, summary="Offer the virtio balloon.")
     balloon_free_page_reporting: bool = param(
@@ -120,7 +126,7 @@ def memory_rules(memory: MemoryParameters) -> Iterator[Finding]:
     if memory.memory_share and backend == "anon":
         message = "anonymous memory cannot be shared with another process"
         yield Finding(code="contradiction", path="memory_share", message=message, hint='use memory_backend = "memfd"')
-    for name in ("memory_max", "virtio_mem", "memory_min", "hugepage_size"):
+    for name in ("memory_max", "virtio_mem", "memory_plugged", "memory_min", "hugepage_size"):
         value = getattr(memory, name)
         if value is not None and value % _MIB and name != "hugepage_size":
             yield Finding(code="invalid-value", path=name, message=f"{value} bytes is not a whole number of MiB")
@@ -132,6 +138,11 @@ def memory_rules(memory: MemoryParameters) -> Iterator[Finding]:
     if memory.memory_max is not None and not memory.memory_slots and memory.virtio_mem is None:
         message = "needs memory_slots or virtio_mem, by which memory is added"
         yield Finding(code="incomplete", path="memory_max", message=message)
+    if memory.memory_plugged > (memory.virtio_mem or 0):
+        message = (
+            "is more than virtio_mem" if memory.virtio_mem is not None else "needs virtio_mem, the device it is in"
+        )
+        yield Finding(code="contradiction", path="memory_plugged", message=message)
     if not memory.balloon:
         if memory.memory_min is not None:
             message = "needs the balloon, which is switched off"

@@ -51,6 +51,12 @@ def _sound(kind: str, device: str, **more: Any) -> Effect:
     return Effect(given={"params": {"sound": kind, **more}}, shows={"params.sound": (type_of("sound0"), device)})
 
 
+def _usb(probe: Probe) -> dict[str, str]:
+    """The ids of USB devices by their types."""
+    rows = probe.qmp("qom-list", path="/machine/peripheral")
+    return {probe.get(row["name"], "type"): row["name"] for row in rows if row["name"].startswith("usb-device")}
+
+
 EFFECTS = [
     Effect(given={"params": {"rng": False}}, shows={"params.rng": (_there("rng0"), False)}),
     Effect(
@@ -124,12 +130,9 @@ EFFECTS = [
         },
         base={"params": {"usb": [{"type": "mouse"}]}},
         shows={
-            "params.usb": (lambda probe: [probe.bus(f"usb-device{index}") for index in range(3)], ["usb0.0"] * 3),
-            "params.usb[].type": (
-                lambda probe: [probe.get(f"usb-device{index}", "type") for index in range(3)],
-                ["usb-kbd", "usb-storage", "usb-ccid"],
-            ),
-            "params.usb[].path": (lambda probe: set(probe.content("usb-device1")), {0x3C}),
+            "params.usb": (lambda probe: [probe.bus(ident) for ident in _usb(probe).values()], ["usb0.0"] * 3),
+            "params.usb[].type": (lambda probe: set(_usb(probe)), {"usb-kbd", "usb-storage", "usb-ccid"}),
+            "params.usb[].path": (lambda probe: set(probe.content(_usb(probe)["usb-storage"])), {0x3C}),
         },
     ),
     _sound("hda", "ich9-intel-hda"),

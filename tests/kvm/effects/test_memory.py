@@ -55,6 +55,8 @@ def _node(index: int, **more: Any) -> dict[str, Any]:
     return {"cpus": str(index), "memory": f"{16 + 32 * index}MiB", **more}
 
 
+_ROOM = {"memory_max": "1GiB", "virtio_mem": "256MiB"}
+
 EFFECTS = [
     Effect(
         given={"params": {"memory_backend": "memfd", "memory_share": True, "memory_prealloc": True}},
@@ -113,6 +115,11 @@ EFFECTS = [
         given={"memory": "128MiB", "params": {"memory_max": "1GiB", "virtio_mem": "256MiB"}},
         base={"memory": "128MiB", "params": {"memory_max": "1GiB", "virtio_mem": "128MiB"}},
         shows={"params.virtio_mem": (_virtio_mem, 256)},
+    ),
+    Effect(
+        given={"memory": "128MiB", "params": {**_ROOM, "memory_plugged": "64MiB"}},
+        base={"memory": "128MiB", "params": _ROOM},
+        shows={"params.memory_plugged": (of("/machine/peripheral/virtio-mem0", "requested-size"), 64 * _MIB)},
     ),
     Effect(
         given={"vcpus": 2, "params": {"numa": [_node(1), _node(0)]}},

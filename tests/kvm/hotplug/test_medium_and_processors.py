@@ -75,3 +75,23 @@ def test_virtual_cpus_come_and_go(host: Any, boot: Any, machine: str) -> None:
         host.driver.hot_mod_device("web1", Processors(count=0))
     with pytest.raises(hvcore.InvalidParameters, match="can only be modified"):
         host.driver.hot_add_device("web1", Processors(count=2))
+
+
+def test_a_virtual_cpu_that_goes_later(host: Any, boot: Any) -> None:
+    """One that the guest lets go of after the deadline is asked for is taken off the record by whoever looks next."""
+    shell = boot("q35", vcpus=1, params={"vcpus_max": 2})
+    assert host.driver.hot_mod_device("web1", Processors(count=2)).done
+    shell.wait("[ -d /sys/devices/system/cpu/cpu1 ]")
+    # A stopped guest answers nothing.
+    host.driver.pause_instance("web1")
+    result = host.driver.hot_mod_device("web1", Processors(count=1), timeout=1)
+    assert (result.device, result.done) == ("vcpus", False)
+    assert host.driver.recover("web1").instances == ()
+    host.driver.resume_instance("web1")
+    shell.wait("[ ! -d /sys/devices/system/cpu/cpu1 ]")
+    record = host.directory / "state/kvm/instances/web1/record.json"
+    assert json.loads(record.read_text())["instance"]["vcpus"] == 2
+    (found,) = host.driver.recover("web1").instances
+    assert (found.operation, found.detail) == ("hotplug", "device vcpu1: removed")
+    assert json.loads(record.read_text())["instance"]["vcpus"] == 1
+    assert host.driver.recover("web1").instances == ()

@@ -1,0 +1,87 @@
+"""``hv plan`` says what of a changed file can take effect now, and ``hv apply`` does exactly that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvcore import Deadline
+from hvcore_kvm.qmp import QmpClient
+
+pytestmark = pytest.mark.qemu
+
+_FILE = """
+name = "web1"
+memory = "{memory}"
+vcpus = {vcpus}
+
+[params]
+accel = "tcg"
+machine = "q35"
+firmware_image = "{firmware}"
+vcpus_max = 4
+cpu_pin = "{pin}"
+cdroms = [{{ path = "{image}" }}, {{}}]
+on_panic = "{panic}"
+
+[[disks]]
+name = "root"
+path = "{disk}"
+format = "raw"
+params = {{ throttle = {{ iops_total = {iops} }} }}
+
+[[nics]]
+name = "lan"
+params = {{ link_up = {link} }}
+"""
+
+
+def _hv(host: Any, *words: str) -> tuple[int, Any]:
+    roots = [f"--{name.replace('_', '-')}={value}" for name, value in host.settings.items()]
+    command = [sys.executable, "-m", "hvcore.cli", *roots, "--json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, json.loads(done.stdout or done.stderr)
+
+
+def test_what_is_planned_is_applied(host: Any) -> None:
+    """Media, processors, pinning, endings, limits and links: planned, applied, and then not different any more."""
+    path = host.directory / "web1.toml"
+    images = [host.raw_disk("first.iso", 1 << 16).path, host.raw_disk("second.iso", 1 << 16).path]
+    given = {"firmware": host.firmware, "disk": host.raw_disk("root.raw").path, "memory": "64MiB"}
+
+    def write(**values: Any) -> None:
+        path.write_text(_FILE.format(**given, **values))
+
+    write(vcpus=1, pin="0", image=images[0], panic="shutdown", iops=100, link="true")
+    assert _hv(host, "start", str(path))[0] == 0
+    assert _hv(host, "apply", str(path)) == (0, {"name": "web1", "done": [], "left": []})
+    given["memory"] = "96MiB"
+    write(vcpus=2, pin="all", image=images[1], panic="pause", iops=200, link="false")
+    changes = {change["path"]: change["effect"] for change in _hv(host, "plan", str(path))[1]["changes"]}
+    assert changes == {
+        "memory": "start",
+        "vcpus": "hotplug",
+        "params.cpu_pin": "live",
+        "params.cdroms[0].path": "live",
+        "params.on_panic": "live",
+        "disks[0].params.throttle": "live",
+        "nics[0].params.link_up": "live",
+    }
+    status, applied = _hv(host, "apply", str(path))
+    assert [result["done"] for result in applied["done"]] == [True] * 5
+    assert [change["path"] for change in applied["left"]] == ["memory"]
+    assert status == 4
+    assert images[1] in {str(Path(fd).readlink()) for fd in Path(f"/proc/{host.pid()}/fd").iterdir()}
+    with QmpClient.connect(str(host.directory / "state/kvm/instances/web1/query"), Deadline.after(30)) as client:
+        assert len(client.execute("query-cpus-fast", deadline=Deadline.after(30))) == 2
+    assert [change["path"] for change in _hv(host, "plan", str(path))[1]["changes"]] == ["memory"]
+    changed = _hv(host, "hotplug", "set", "web1", "on_panic=none", 'cpu_pin="0"')[1]
+    assert (changed["device"], changed["detail"]) == ("params", "changed: on_panic, cpu_pin")
+    status, refused = _hv(host, "hotplug", "set", "web1", "machine=pc")
+    assert status == 2
+    assert refused["error"]["findings"][0]["path"] == "params.machine"

@@ -148,13 +148,14 @@ class _Run:
         self._phases: list[tuple[MigrationPhase, float]] = []
         self._last = MigrationStatus(phase=MigrationPhase.NONE)
         self._went_over_early = False
+        self._info: MigrationInfo | None = None
         self._note = ""
 
     def run(self, address: str) -> MigrationResult:
         """All of it."""
         before = state_of(self._source, self._name)
         self._note = self._compatible()
-        info = self._source.migration_info(self._name)
+        info = self._info = self._source.migration_info(self._name)
         if before is InstanceState.POSTMIGRATE:
             self._last = self._source.get_migration_status(self._name)
             return self._settle(info, None)
@@ -263,8 +264,22 @@ class _Run:
             self._phases.append((status.phase, status.total_time))
         self._went_over_early = self._went_over_early or status.phase in _POSTCOPY
         self._last = status
+        if status.phase is MigrationPhase.POSTCOPY:
+            self._let_run_early()
         if self._on_progress is not None:
             self._on_progress(status)
+
+    def _let_run_early(self) -> None:
+        """It has gone over, and the rest of its memory follows: it must not wait for that."""
+        if self._info is None:
+            return
+        info, self._info = self._info, None
+        try:
+            self._destination.finalize_migration_dst(info, True)
+        except OutcomeUnknown:
+            self._info = info  # the next look tells it again
+        except HypervisorError:
+            return  # one that runs by itself; what became of it is found at the end
 
     def _cancel(self, cause: BaseException) -> None:
         if self._went_over_early:

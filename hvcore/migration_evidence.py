@@ -139,14 +139,17 @@ def state_of(driver: Driver | MigrationDestination, name: str) -> InstanceState 
 
 def _source(driver: Driver, name: str) -> Side:
     try:
-        state = state_of(driver, name)
-        if state is None or not state.is_alive:
+        info = driver.get_instance_info(name)
+        if not info.state.is_alive:
             return Side.GONE
-        if state is InstanceState.POSTMIGRATE:
+        if info.state is InstanceState.POSTMIGRATE:
             return Side.LEFT
-        if state is InstanceState.UNKNOWN:
-            return Side.UNKNOWN
+        if info.state is InstanceState.UNKNOWN:
+            # Without a process what is unknown is where it went, not whether it can run there.
+            return Side.GONE if info.pid is None else Side.UNKNOWN
         phase = driver.get_migration_status(name).phase
+    except InstanceNotFound:
+        return Side.GONE
     except HypervisorError:
         return Side.UNKNOWN
     if phase is MigrationPhase.COMPLETED:

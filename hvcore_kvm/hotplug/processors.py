@@ -15,7 +15,9 @@ from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor
 from hvcore_kvm.runtime import Change
 
-_PREFIX = "vcpu"
+PREFIX = "vcpu"
+"""With its number, the id of a virtual CPU that was plugged."""
+
 _LOOK_AGAIN = 0.2
 
 
@@ -52,7 +54,7 @@ def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: 
         for slot in free:
             if now >= count:
                 break
-            values = {"driver": slot["type"], "id": f"{_PREFIX}{now}", **slot["props"]}
+            values = {"driver": slot["type"], "id": f"{PREFIX}{now}", **slot["props"]}
             do = functools.partial(monitor.execute, "device_add", values)
             undo = functools.partial(monitor.take_back, "device_del", {"id": values["id"]})
             journal.run(Step(name=f"plug virtual CPU {now}", do=do, undo=undo))
@@ -62,9 +64,9 @@ def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: 
 
 def _unplug(ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now: int, count: int) -> HotplugResult:
     plugged = sorted(
-        (int(ident.removeprefix(_PREFIX)), ident)
+        (int(ident.removeprefix(PREFIX)), ident)
         for ident in (str(slot["qom-path"]).rpartition("/")[2] for slot in used)
-        if ident.startswith(_PREFIX) and ident.removeprefix(_PREFIX).isdecimal()
+        if ident.startswith(PREFIX) and ident.removeprefix(PREFIX).isdecimal()
     )
     if now - len(plugged) > count:
         message = f"{now - len(plugged)} are there from the start and stay"

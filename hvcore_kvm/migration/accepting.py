@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from hvcore import (
+    AlreadyRunning,
     Deadline,
     Finding,
     FindingSet,
     HypervisorError,
+    Instance,
     InvalidParameters,
     MigrationInfo,
+    MigrationPhase,
     MigrationPolicy,
     MigrationTarget,
     OperationFailed,
@@ -26,11 +29,12 @@ from hvcore_kvm.launch import Arrival
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials
 from hvcore_kvm.migration.info import Moving
-from hvcore_kvm.migration.monitor import Monitor
+from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.negotiation import check_policy, negotiate
-from hvcore_kvm.migration.processor import compare, probe_processor
+from hvcore_kvm.migration.processor import compare, plug_processors, probe_processor
+from hvcore_kvm.observation import Observed
 from hvcore_kvm.qmp import QmpClient
-from hvcore_kvm.runtime import MigrationRecord
+from hvcore_kvm.runtime import RECORD, SCHEMA, MigrationRecord, RuntimeRecord
 
 _USERFAULTFD = "/proc/sys/vm/unprivileged_userfaultfd"
 
@@ -159,6 +163,7 @@ class Accepting:
 
     def _listen(self, client: QmpClient, pid: int) -> None:
         monitor = Monitor(client, self._deadline)
+        self._plug(monitor)
         known = self.plan.decisions.capabilities.migration_capabilities
         # A guest that is to run takes its disks when it is let run: until then the source can take it back.
         negotiate(monitor, self._policy, known, late=self._moving.runs)
@@ -166,6 +171,16 @@ class Accepting:
             parameters = add_credentials(monitor, self._directory, self._policy.tls, "server", pid)
             monitor.execute("migrate-set-parameters", parameters)
         self._port = listen(monitor, self._address, self._policy)
+
+    def _plug(self, monitor: Monitor) -> None:
+        plugged = self._moving.plugged
+        if not plugged:
+            return
+        plug_processors(monitor, ((cpu.number, cpu.props) for cpu in plugged))
+        record = self._directory.read(RECORD, RuntimeRecord, schema=SCHEMA)
+        if record is not None:
+            instance = attrs.evolve(record.instance, vcpus=record.instance.vcpus + len(plugged))
+            self._directory.write(RECORD, attrs.evolve(record, instance=instance), schema=SCHEMA)
 
 
 def listen(
@@ -185,6 +200,34 @@ def listen(
         return int(monitor.execute("query-migrate")["socket-address"][0]["port"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise OperationFailed("QEMU does not say where it listens") from error
+
+
+def is_interrupted(seen: Observed, instance: Instance) -> bool:
+    """Whether an instance is arriving here already: then it can only be its connection that is to be made anew."""
+    record = seen.record
+    mine = record is not None and (record.instance.uuid or "").lower() == (instance.uuid or "").lower()
+    return mine and seen.started and seen.migration is not None and seen.migration.role == "destination"
+
+
+def accept_again(
+    directory: InstanceDirectory, seen: Observed, address: str, policy: MigrationPolicy, deadline: Deadline
+) -> MigrationTarget:
+    """Listen again for the rest of a guest that has gone over by post-copy, and whose connection broke.
+
+    Raises:
+        AlreadyRunning: its connection has not broken.
+        HypervisorRefused: QEMU's own words.
+    """
+    with connect(directory, seen.process, deadline) as monitor:
+        phase = monitor.status().phase
+        if phase is not MigrationPhase.POSTCOPY_PAUSED:
+            raise AlreadyRunning(
+                f"it is arriving already: {phase.value}", instance=directory.name, hint="finalize that migration first"
+            )
+        here = ipaddress.ip_address(address)
+        port = listen(monitor, here, policy, "migrate-recover")
+    name = None if policy.tls is None else policy.tls.hostname or str(here)
+    return MigrationTarget(address=str(here), port=port, tls_hostname=name)
 
 
 def refuse(findings: Iterable[Finding], instance: str) -> None:

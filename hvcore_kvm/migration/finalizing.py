@@ -207,9 +207,8 @@ class Finalizing:
                 f"the guest has not arrived: {status.phase.value}{': ' if status.error else ''}{status.error}",
                 hint="finalize it as failed on both sides",
             )
-        state = monitor.run_state()
-        runs = state == "running"
-        if record.runs and not runs and not record.over:
+        let_run = record.runs and not record.over
+        if let_run:
             # Written first: who finds it knows that it may have run here.
             self._directory.write(MIGRATION, attrs.evolve(record, over=True), schema=SCHEMA)
             try:
@@ -222,10 +221,9 @@ class Finalizing:
             monitor.attempt("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
         after = _plain(monitor.run_state())
         if status.phase in over:
-            changed = record.runs and not runs
             detail = "it runs here; the rest of its memory is still being fetched"
             return Transition(
-                name=self._name, before=InstanceState.INCOMING, after=after, changed=changed, detail=detail
+                name=self._name, before=InstanceState.INCOMING, after=after, changed=let_run, detail=detail
             )
         tidy(monitor, self._directory)
         return Transition(

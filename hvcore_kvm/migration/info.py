@@ -27,6 +27,14 @@ def _is_place(value: str) -> str | None:
 
 
 @attrs.frozen(kw_only=True)
+class Plugged:
+    """A virtual CPU that was added while the guest ran."""
+
+    number: int = param(checks=(checks.between(0, 4096),), summary="Its number, from which its device's id is made.")
+    props: Mapping[str, Any] = param(summary="Where it sits, in QEMU's words.")
+
+
+@attrs.frozen(kw_only=True)
 class Moving:
     """The record of an instance that moves."""
 
@@ -38,6 +46,7 @@ class Moving:
     ports: int = param(checks=(checks.between(0, 256),), summary="PCI Express root ports.")
     addresses: Mapping[str, str] = param(summary="Place of each device.")
     run_state: str = param(choices=RUN_STATES, summary="What the guest was doing.")
+    plugged: tuple[Plugged, ...] = param(default=(), summary="Virtual CPUs that it was not started with.")
     expanded: bool = param(default=False, summary="The source's QEMU has said what the processor is.")
     vendor: str = param(default="", checks=(checks.no_control_characters,), summary="Maker of the processor.")
     features: tuple[str, ...] = param(
@@ -106,6 +115,11 @@ def _whole(info: MigrationInfo, moving: Moving, instance: Instance) -> list[Find
     missing += [f"{where}.nics[{index}].uuid" for index, nic in enumerate(instance.nics) if nic.uuid is None]
     missing += [f"{where}.nics[{index}].mac" for index, nic in enumerate(instance.nics) if nic.mac is None]
     findings += [Finding(code="missing-parameter", path=path, message="is required") for path in missing]
+    if len(moving.plugged) >= instance.vcpus:
+        message = (
+            f"are {len(moving.plugged)} of the {instance.vcpus} virtual CPUs, and one at least was there from the start"
+        )
+        findings.append(Finding(code="contradiction", path=f"{_RECORD}.plugged", message=message))
     for key, place in moving.addresses.items():
         problem = _is_place(place) if key.isprintable() else "belongs to a device whose name cannot be printed"
         if problem:

@@ -29,19 +29,21 @@ from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control
 from hvcore_kvm.migration.accepting import (
     Accepting,
+    accept_again,
     check_address,
     check_agreement,
     compare_hosts,
+    is_interrupted,
     refuse,
     start_once_more,
 )
 from hvcore_kvm.migration.compatibility import compare_versions
 from hvcore_kvm.migration.finalizing import Finalizing
-from hvcore_kvm.migration.info import SCHEMA, Moving, plain_definition, read_info, run_state_of
+from hvcore_kvm.migration.info import SCHEMA, Moving, Plugged, plain_definition, read_info, run_state_of
 from hvcore_kvm.migration.monitor import Monitor, connect
-from hvcore_kvm.migration.processor import Processor, expand
+from hvcore_kvm.migration.processor import Processor, expand, plugged_processors
 from hvcore_kvm.migration.sending import Sending, refuse_changing
-from hvcore_kvm.observation import Observed
+from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.runtime import PLACEMENT, Placement, RuntimeRecord
 from hvcore_kvm.runtime import SCHEMA as RECORD_SCHEMA
 from hvcore_kvm.support import check_support
@@ -105,6 +107,7 @@ class MigrationOperations:
                     )
                 processor = self._processor(monitor, record, directory, deadline)
                 known = monitor.capabilities()
+                plugged = plugged_processors(monitor)
             kept = directory.read(PLACEMENT, Placement, schema=RECORD_SCHEMA, data=True)
         moving = Moving(
             instance=plain_definition(record.instance),
@@ -115,6 +118,7 @@ class MigrationOperations:
             ports=record.ports,
             addresses={} if kept is None else dict(kept.addresses),
             run_state=run_state,
+            plugged=tuple(Plugged(number=number, props=props) for number, props in plugged),
             expanded=processor is not None,
             vendor=processor.vendor if processor is not None else "",
             features=processor.features if processor is not None else (),
@@ -132,10 +136,13 @@ class MigrationOperations:
     ) -> MigrationTarget:
         """Wait for it."""
         with self._host.directory(info.instance) as directory:
-            self._host.refuse_running(directory)
-            moving, _, findings = read_info(info, self._host.driver)
+            moving, instance, findings = read_info(info, self._host.driver)
             findings += check_address(address)
             refuse(findings, info.instance)
+            seen = observe(directory) if directory.exists else None
+            if seen is not None and is_interrupted(seen, instance):
+                return accept_again(directory, seen, address, policy, deadline)
+            self._host.refuse_running(directory)
             plan = self._plan(info, moving, directory, policy, deadline)
             self._host.control(directory).clear_leftovers(deadline)
             accepting = Accepting(directory, plan, moving, address, policy, deadline)
@@ -240,6 +247,8 @@ class MigrationOperations:
             InvalidParameters: everything that stands against it.
         """
         _, instance, _ = read_info(info, self._host.driver)
+        # Devices have as many queues as there were virtual CPUs at the start.
+        instance = attrs.evolve(instance, vcpus=instance.vcpus - len(moving.plugged))
         try:
             decisions, findings = self._host.decide(instance, directory, deadline)
         except InvalidParameters as error:

@@ -6,15 +6,17 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from hvcore import Deadline, DeadlineExceeded, Finding
+from hvcore import Deadline, DeadlineExceeded, Finding, HypervisorRefused, OperationFailed
 from hvcore_kvm import process
 from hvcore_kvm.cpu_model import cpu_value
+from hvcore_kvm.hotplug.processors import PREFIX as VCPU
 from hvcore_kvm.launch_plan import Decisions
+from hvcore_kvm.migration.monitor import Monitor
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 
 _LIMITED = ("/usr/bin/timeout", "--kill-after=1", "30")
@@ -104,6 +106,38 @@ def compare(source: Processor | None, here: Processor | None) -> Iterator[Findin
         shown = ", ".join(name[:40] for name in missing[:12]) + (", ..." if len(missing) > 12 else "")
         message = f"the guest's processor has features that this host cannot give it: {shown}"
         yield Finding(code="cpu-differs", path="record.features", message=message, hint=_HINT)
+
+
+def plugged_processors(monitor: Monitor) -> tuple[tuple[int, Mapping[str, Any]], ...]:
+    """Number and place of each virtual CPU that a QEMU was not started with."""
+    found = []
+    for slot in _slots(monitor):
+        ident = str(slot.get("qom-path", "")).rpartition("/")[2]
+        number = ident.removeprefix(VCPU)
+        if ident.startswith(VCPU) and number.isdecimal():
+            found.append((int(number), dict(slot["props"])))
+    return tuple(sorted(found, key=lambda row: row[0]))
+
+
+def plug_processors(monitor: Monitor, wanted: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    """Add virtual CPUs as the other side has them.
+
+    Raises:
+        OperationFailed: there is no such place here.
+        HypervisorRefused: QEMU's own words.
+    """
+    for number, props in wanted:
+        free = [slot for slot in _slots(monitor) if "qom-path" not in slot and slot.get("props") == dict(props)]
+        if not free:
+            raise OperationFailed(f"QEMU has no place for virtual CPU {number}", hint="its topology may differ here")
+        monitor.execute("device_add", {"driver": free[0]["type"], "id": f"{VCPU}{number}", **free[0]["props"]})
+
+
+def _slots(monitor: Monitor) -> list[Mapping[str, Any]]:
+    try:
+        return list(monitor.execute("query-hotpluggable-cpus"))
+    except HypervisorRefused:
+        return []  # a machine without
 
 
 _HINT = "start it with a cpu_model that both hosts have, such as x86-64-v2"

@@ -94,7 +94,7 @@ class Sending:
         """
         refuse_changing(self._seen)
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
-            self._refuse_under_way(monitor)
+            again = self._refuse_under_way(monitor)
             # Of the QEMU that runs: the program on disk may be a newer one.
             known = monitor.capabilities()
             findings = [*check_target(target, policy), *check_policy(policy, known, f"QEMU {version}")]
@@ -102,6 +102,9 @@ class Sending:
                 findings += check_credentials(policy.tls, "client")
             if findings:
                 raise InvalidParameters("it cannot be sent there", FindingSet(findings))
+            if again:
+                monitor.execute("migrate", {"uri": _uri(target), "resume": True})
+                return monitor.status()
             state = run_state_of(monitor.run_state())
             if state is None:
                 raise WrongState(
@@ -120,8 +123,7 @@ class Sending:
             self._write(record)
             try:
                 self._prepare(monitor, target, policy, known)
-                host = f"[{target.address}]" if ":" in target.address else target.address
-                monitor.execute("migrate", {"uri": f"tcp:{host}:{target.port}"})
+                monitor.execute("migrate", {"uri": _uri(target)})
             except OutcomeUnknown:
                 raise  # the record stays: whoever looks next asks QEMU
             except HypervisorError:
@@ -171,15 +173,19 @@ class Sending:
                 return monitor.status()
             return status
 
-    def _refuse_under_way(self, monitor: Monitor) -> None:
+    def _refuse_under_way(self, monitor: Monitor) -> bool:
+        """Refuse an instance that is moving already; true if all it lacks is the connection, after post-copy."""
         record = self._seen.migration
         if record is not None and record.role == "destination":
             raise WrongState("it is arriving on this host", hint="finish that migration first")
         phase = monitor.status().phase
+        if record is not None and phase is MigrationPhase.POSTCOPY_PAUSED:
+            return True
         if not phase.is_final:
             raise WrongState(f"a migration is under way: {phase.value}", hint="wait for it, or cancel it")
         if phase is MigrationPhase.COMPLETED and record is not None:
             raise WrongState("it has been sent to another host", hint="finalize that migration")
+        return False
 
     def _prepare(
         self, monitor: Monitor, target: MigrationTarget, policy: MigrationPolicy, known: tuple[str, ...]
@@ -234,6 +240,11 @@ class Sending:
     def _write(self, record: MigrationRecord) -> None:
         self._directory.write(MIGRATION, record, schema=SCHEMA)
         self._seen = attrs.evolve(self._seen, migration=record)
+
+
+def _uri(target: MigrationTarget) -> str:
+    host = f"[{target.address}]" if ":" in target.address else target.address
+    return f"tcp:{host}:{target.port}"
 
 
 def refuse_changing(seen: Observed) -> None:

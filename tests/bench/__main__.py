@@ -8,7 +8,17 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from tests.bench import beside_libvirt, families, hotplug, libvirt_domain, lifecycle, overhead, processes, scale
+from tests.bench import (
+    beside_libvirt,
+    families,
+    hotplug,
+    libvirt_domain,
+    lifecycle,
+    migration,
+    overhead,
+    processes,
+    scale,
+)
 from tests.bench.host import host
 from tests.bench.rows import Row, table
 
@@ -33,6 +43,7 @@ def measure(*, quick: bool, libvirt: bool) -> Iterator[Row]:
         yield from lifecycle.measure(found, quick=quick)
         yield from families.measure(found, quick=quick)
         yield from hotplug.measure(found, quick=quick)
+        yield from migration.measure(found, quick=quick)
         yield from scale.measure(found, quick=quick)
 
 

@@ -22,7 +22,16 @@ def test_the_benchmarks_run() -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     names = " ".join(row["name"] for row in rows)
-    for word in ("start to running", "forced stop", "list of", "full info", "three extensions", "import", "hv list"):
+    for word in (
+        "start to running",
+        "forced stop",
+        "list of",
+        "full info",
+        "migration",
+        "three extensions",
+        "import",
+        "hv list",
+    ):
         assert word in names
     for row in rows:
         assert isinstance(row["value"], float)

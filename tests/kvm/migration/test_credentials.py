@@ -95,11 +95,15 @@ def _nothing_left(pair: Any) -> None:
                 assert b"-key.pem" not in Path(f"/proc/{row.pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("model", ["none", "confined"])
 @pytest.mark.parametrize(
-    "tls",
-    [{}, {"hostname": "there.example"}, {"authz": "CN=here"}, {"multifd": {"channels": 2}}],
-    ids=lambda tls: next(iter(tls), "usual"),
+    ("model", "tls"),
+    [
+        ("none", {}),
+        ("confined", {}),
+        ("confined", {"hostname": "there.example", "authz": "CN=here"}),
+        ("confined", {"multifd": {"channels": 2}}),
+    ],
+    ids=["usual", "confined", "names", "multifd"],
 )
 def test_it_moves_encrypted(pair: Any, certificates: dict[str, Path], model: str, tls: dict[str, Any]) -> None:
     """With each other's certificates, whoever QEMU runs as; the keys are nowhere afterwards."""

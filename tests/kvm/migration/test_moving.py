@@ -10,10 +10,13 @@ import attrs
 import pytest
 
 import hvcore
-from hvcore import Cause, InstanceState, MigrationPhase, MigrationPolicy, read_migration_policy
+from hvcore import Cause, Deadline, InstanceState, MigrationPhase, MigrationPolicy, read_migration_policy
 from hvcore.guests import FIRMWARE_PATTERN_SUM
+from hvcore_kvm.migration.compatibility import compare_versions
 
 pytestmark = pytest.mark.qemu
+
+PATIENCE = 60.0
 
 
 def _policy(**given: Any) -> MigrationPolicy:
@@ -89,6 +92,24 @@ def test_a_paused_guest_arrives_paused(pair: Any, state: str) -> None:
     assert pair.running() == ["destination"]
 
 
+def test_what_was_plugged_goes_along(pair: Any) -> None:
+    """A disk, a NIC and virtual CPUs that it was not started with are where they were, there and back again."""
+    pair.start(params={"machine": "q35", "vcpus_max": 4})
+    driver = pair.source.driver
+    driver.hot_add_device("web1", hvcore.Nic(mode="user"))
+    driver.hot_add_device("web1", pair.source.qcow2_disk())
+    driver.hot_mod_device("web1", hvcore.Processors(count=3))
+    before = driver.get_instance_info("web1")
+    pair.move(_policy())
+    there = pair.destination.driver
+    after = there.get_instance_info("web1")
+    assert (after.vcpus, after.devices) == (3, before.devices)
+    assert there.verify_instance("web1").ok
+    assert [cpu["number"] for cpu in there.migration_info("web1").record["plugged"]] == [1, 2]
+    there.hot_mod_device("web1", hvcore.Processors(count=4))
+    assert there.get_instance_info("web1").vcpus == 4
+
+
 def test_there_and_back_again(pair: Any) -> None:
     """What a migration has set up is gone after it: the same instance can be moved again, by other means."""
     pair.start(security_model="none")
@@ -117,6 +138,40 @@ def test_post_copy_lets_it_run_before_all_of_it_is_there(pair: Any) -> None:
     pair.destination.driver.finalize_migration_dst(info, True)
     pair.source.driver.finalize_migration_source("web1", True)
     assert pair.running() == ["destination"]
+
+
+def test_post_copy_goes_on_after_its_network_broke(pair: Any) -> None:
+    """Both sides hold what they have; the same calls once more connect them, and the guest is whole."""
+    console = pair.start(security_model="none")
+    console.send(b"d")
+    console.expect(b"ok")
+    policy = _policy(max_bandwidth="8MiB", postcopy={"after_passes": 1})
+    info = pair.begin(policy)
+    with pytest.raises(hvcore.AlreadyRunning, match="arriving already"):
+        pair.accept(policy, info)
+    pair.until(MigrationPhase.POSTCOPY)
+    pair.destination.driver.finalize_migration_dst(info, True)
+    pair.ask("source", "migrate-pause")
+    pair.until(MigrationPhase.POSTCOPY_PAUSED)
+    for refused in (
+        lambda: pair.source.driver.finalize_migration_source("web1", True, timeout=1),
+        lambda: pair.source.driver.finalize_migration_source("web1", False),
+        lambda: pair.source.driver.resume_instance("web1"),
+    ):
+        with pytest.raises(hvcore.WrongState):
+            refused()
+    deadline = Deadline.after(PATIENCE)
+    while pair.ask("destination", "query-migrate")["status"] != "postcopy-paused":
+        assert not deadline.expired
+    target = pair.accept(policy, info)
+    pair.source.driver.migrate_instance("web1", target, policy)
+    pair.until(MigrationPhase.COMPLETED)
+    pair.destination.driver.finalize_migration_dst(info, True)
+    pair.source.driver.finalize_migration_source("web1", True)
+    there = pair.destination.attach("web1")
+    there.send(b"D")
+    there.expect(b"ok")
+    assert _number(there, b"m", b"sum") == FIRMWARE_PATTERN_SUM
 
 
 def test_a_busy_guest_is_given_a_longer_pause(pair: Any) -> None:
@@ -203,8 +258,8 @@ def test_it_is_told_how_far_it_is(pair: Any) -> None:
         ("1.2.3.4.5", "7.2.0", False),
     ],
 )
-def test_versions_are_compared(pair: Any, source: str, destination: str, safe: bool) -> None:
+def test_versions_are_compared(source: str, destination: str, safe: bool) -> None:
     """Whatever the words are, there is an answer, and a reason where there is something to watch."""
-    found = pair.source.driver.versions_safe_for_migration(source, destination)
+    found = compare_versions(source, destination)
     assert found.safe is safe
     assert found.reason or re.match("7.2.22", source)

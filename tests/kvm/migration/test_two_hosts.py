@@ -235,13 +235,13 @@ def test_linux_goes_over_with_all_it_has(
     shell.run(
         "dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null; md5sum /tmp/data | cut -c1-32 > /tmp/sum; "
         "dd if=/tmp/data of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null; md5sum /dev/vda | cut -c1-32 > /tmp/vda; "
-        "(n=0; while :; do n=$((n+1)); echo $n; usleep 10000; done) | "
-        f"nc {lab.address(9)} {port} >/dev/null 2>&1 &"
+        "{ (n=0; while :; do n=$((n+1)); echo $n; usleep 10000; done) | "
+        f"nc {lab.address(9)} {port} >/dev/null 2>&1 & }}"
     )
     counting = Counting(listener)
     counting.upto(20)
     policy = MigrationPolicy(
-        tls=False, downtime_limit=Seconds(0.3), max_bandwidth=Size((8 if way == "postcopy" else 1024) << 20)
+        tls=False, downtime_limit=Seconds(0.05), max_bandwidth=Size((32 if way == "postcopy" else 1024) << 20)
     )
     if way == "postcopy":
         policy = attrs.evolve(policy, postcopy=hvcore.PostCopy(after_passes=1))

@@ -145,8 +145,10 @@ def test_post_copy_goes_on_after_its_network_broke(pair: Any) -> None:
     console = pair.start(security_model="none")
     console.send(b"d")
     console.expect(b"ok")
-    policy = _policy(max_bandwidth="8MiB", postcopy={"after_passes": 1})
+    policy = _policy(max_bandwidth="32MiB", postcopy={"after_passes": 1})
     info = pair.begin(policy)
+    # So slow that there is time to break it.
+    pair.ask("source", "migrate-set-parameters", **{"max-postcopy-bandwidth": 1 << 20})
     with pytest.raises(hvcore.AlreadyRunning, match="arriving already"):
         pair.accept(policy, info)
     pair.until(MigrationPhase.POSTCOPY)
@@ -164,6 +166,7 @@ def test_post_copy_goes_on_after_its_network_broke(pair: Any) -> None:
     while pair.ask("destination", "query-migrate")["status"] != "postcopy-paused":
         assert not deadline.expired
     target = pair.accept(policy, info)
+    pair.ask("source", "migrate-set-parameters", **{"max-postcopy-bandwidth": 0})
     pair.source.driver.migrate_instance("web1", target, policy)
     pair.until(MigrationPhase.COMPLETED)
     pair.destination.driver.finalize_migration_dst(info, True)

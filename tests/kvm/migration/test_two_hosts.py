@@ -7,6 +7,7 @@ import ctypes
 import os
 import pickle
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -91,15 +92,25 @@ class Application:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.write(base64.b64encode(pickle.dumps((name, args, kwargs))).decode() + "\n")
-            self._process.stdin.flush()
-            kind, answer = pickle.loads(base64.b64decode(self._process.stdout.readline()))
+            kind, answer = self._ask(name, args, kwargs)
             assert kind == "done", f"{name}: {kind}: {answer}"
             return answer
 
         return call
+
+    def refused(self, name: str, *args: Any) -> str:
+        """Why an operation is refused."""
+        kind, answer = self._ask(name, args, {})
+        assert kind != "done", f"{name}: {answer}"
+        return f"{kind}: {answer}"
+
+    def _ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(base64.b64encode(pickle.dumps((name, args, kwargs))).decode() + "\n")
+        self._process.stdin.flush()
+        kind, answer = pickle.loads(base64.b64decode(self._process.stdout.readline()))
+        return kind, answer
 
     def end(self) -> None:
         for row in self.list_instances().instances:
@@ -287,3 +298,69 @@ def _until(here: Application, phases: tuple[MigrationPhase, ...], counting: Coun
         assert not deadline.expired, f"it stays {status.phase}"
         if counting.waiting():
             counting.upto(counting.last + 1)
+
+
+def _firmware_guest(firmware: Path, disk: Path) -> dict[str, Any]:
+    disk.write_bytes(bytes(1 << 20))
+    params = {"machine": "pc", "accel": "tcg", "cpu_model": "qemu64", "firmware_image": str(firmware)}
+    return {"name": "web1", "memory": "64MiB", "params": params, "disks": [{"path": str(disk), "format": "raw"}]}
+
+
+def test_the_network_is_cut_while_it_is_sent(
+    lab: Lab, applications: tuple[Application, Application], firmware: Path, tmp_path: Path
+) -> None:
+    """It runs on where it is, can be taken back, and moves once the network is there again."""
+    here, there = applications
+    here.start_instance(_firmware_guest(firmware, tmp_path / "disk.raw"))
+    policy = MigrationPolicy(
+        tls=False, max_bandwidth=Size(1 << 20), switchover="paused", converge_within=Seconds(PATIENCE)
+    )
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while here.continue_migration("web1", switch_over=False, wait=0.1).phase is MigrationPhase.SETUP:
+        continue
+    _run("ip", "-n", lab.peer, "link", "set", "down1", "down")
+    status = here.cancel_migration("web1")
+    assert status.phase is MigrationPhase.CANCELLED
+    assert here.get_instance_info("web1").state is InstanceState.RUNNING
+    assert here.finalize_migration_source("web1", False).after in (InstanceState.RUNNING, None)
+    assert there.finalize_migration_dst(info, False).after is None
+    assert there.list_instances().instances == ()
+    _run("ip", "-n", lab.peer, "link", "set", "down1", "up")
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 30))
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while not (status := here.continue_migration("web1", wait=1.0)).phase.is_final:
+        continue
+    assert status.phase is MigrationPhase.COMPLETED, status.error
+    there.finalize_migration_dst(info, True)
+    here.finalize_migration_source("web1", True)
+    assert there.get_instance_info("web1").state is InstanceState.RUNNING
+
+
+@pytest.mark.skipif(shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin") is None, reason="nftables is not installed")
+def test_all_of_it_arrives_and_the_source_does_not_hear_of_it(
+    lab: Lab, applications: tuple[Application, Application], firmware: Path, tmp_path: Path
+) -> None:
+    """The source takes it back, and a caller that believes in a success cannot make it run a second time."""
+    here, there = applications
+    here.start_instance(_firmware_guest(firmware, tmp_path / "disk.raw"))
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 30), switchover="paused")
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while here.continue_migration("web1", switch_over=False, wait=1.0).phase is not MigrationPhase.PRE_SWITCHOVER:
+        continue
+    rule = "table inet cut { chain out { type filter hook output priority 0; policy drop; oif lo accept; } ; }"
+    _run("ip", "netns", "exec", lab.hosts[1], "nft", "add", rule)
+    here.continue_migration("web1", wait=0.0)
+    deadline = Deadline.after(PATIENCE)
+    while there.get_instance_info("web1").state is not InstanceState.PAUSED:
+        assert not deadline.expired, "it does not arrive"
+    assert here.get_migration_status("web1").phase is not MigrationPhase.COMPLETED
+    assert here.cancel_migration("web1").phase is MigrationPhase.CANCELLED
+    assert here.get_instance_info("web1").state is InstanceState.RUNNING
+    refused = there.refused("finalize_migration_dst", info, True)
+    assert "lock" in refused, refused
+    assert there.get_instance_info("web1").state is InstanceState.PAUSED
+    assert here.get_instance_info("web1").state is InstanceState.RUNNING
+    there.finalize_migration_dst(info, False)
+    assert there.list_instances().instances == ()

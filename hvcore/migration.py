@@ -7,6 +7,7 @@ process is gone. And the source is cleaned up last, so that a destination that d
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -293,6 +294,10 @@ class _Run:
 
     def _settle(self, info: MigrationInfo, cause: BaseException | None) -> MigrationResult:
         """Look at both sides until they tell what happened, and finish both by it."""
+        if cause is None and self._last.phase is MigrationPhase.COMPLETED:
+            # The source says itself that it has let go of all of it; the guest pauses while one looks around.
+            with contextlib.suppress(HypervisorError):
+                self._destination.finalize_migration_dst(info, True)
         begun = time.monotonic()
         while True:
             seen = look(self._source, self._destination, self._name)

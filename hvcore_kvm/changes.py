@@ -7,9 +7,9 @@ from typing import Any
 
 import attrs
 
-from hvcore import Disk, Instance, Nic, PlannedChange, definition_changes
+from hvcore import Instance, PlannedChange, definition_changes
 from hvcore_kvm.families import Families
-from hvcore_kvm.hotplug.plugging import FIXED_BUSES
+from hvcore_kvm.hotplug.plugging import pluggable
 from hvcore_kvm.parameters.table import parameter_table
 
 
@@ -21,13 +21,8 @@ def changes_of(families: Families, running: Instance, wanted: Instance) -> tuple
         running: what the instance runs with.
         wanted: another definition of it, without errors.
     """
-    found = definition_changes(parameter_table(families), running, wanted, pluggable=_pluggable)
+    found = definition_changes(parameter_table(families), running, wanted, pluggable=pluggable)
     return tuple(_refined(change, running.params, wanted) for change in found)
-
-
-def _pluggable(device: Disk | Nic) -> bool:
-    """Whether QEMU can plug a device while the guest runs."""
-    return isinstance(device, Nic) or device.params.get("bus") not in FIXED_BUSES
 
 
 def _refined(change: PlannedChange, running: Mapping[str, Any], wanted: Instance) -> PlannedChange:

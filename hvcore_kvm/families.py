@@ -50,6 +50,7 @@ class NicContext:
         device: how the guest sees the NIC: model, queues, vhost and so on.
         netdev_id: id the network backend must have.
         fd: asks for a descriptor and returns the number it will have in the QEMU process.
+        arriving: the guest still runs on another host: what leads to it must not lead here yet.
     """
 
     instance: Instance
@@ -58,6 +59,7 @@ class NicContext:
     device: NicParameters
     netdev_id: str
     fd: Callable[[FdRequest], int]
+    arriving: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +77,8 @@ class NicPlan:
             process, so each must follow from the definition alone and not fail when there is nothing left to do.
         change: steps that make the connection of a running NIC, planned by the same mode for the same uuid, into this
             one, while the guest keeps its device; ``None`` if there is no such way.
+        lead: steps that lead to a guest that was ``arriving`` what must not reach this host before it runs here; done
+            when it does, perhaps again and by another process.
         companions: processes that serve it, started before QEMU; `Companion.take` opens QEMU's end of the connection.
             An error of code ``companion-ended`` that is raised instead gets the companion's last words.
     """
@@ -87,6 +91,7 @@ class NicPlan:
     up: tuple[Step, ...] = ()
     down: tuple[Step, ...] = ()
     change: tuple[Step, ...] | None = None
+    lead: tuple[Step, ...] = ()
     companions: tuple[Companion, ...] = ()
 
 

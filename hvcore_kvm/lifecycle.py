@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from hvcore import (
 from hvcore_kvm import process
 from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, EVENTS, JOURNAL, InstanceDirectory
 from hvcore_kvm.events import last, read_events
+from hvcore_kvm.families import Families
 from hvcore_kvm.observation import Observed, ended_state, observe
 from hvcore_kvm.qmp import QmpClient, QmpClosed, QmpConnectError, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.runtime import (
@@ -536,10 +538,13 @@ def refuse_moving(seen: Observed) -> None:
     raise WrongState("it is being moved to another host", instance=seen.name, hint="cancel or finalize its migration")
 
 
-def recover_migration(directory: InstanceDirectory, control: Control, deadline: Deadline) -> RecoveredInstance | None:
+def recover_migration(
+    directory: InstanceDirectory, control: Control, deadline: Deadline, families: Families
+) -> RecoveredInstance | None:
     """Finish a migration whose host application was killed; ``None`` when there is none, or nothing to be done."""
     if not directory.exists or not os.path.exists(directory.join(MIGRATION)):
         return None
     from hvcore_kvm.migration.finalizing import Finalizing
+    from hvcore_kvm.release import lead_to
 
-    return Finalizing(directory, control, deadline).recover()
+    return Finalizing(directory, control, deadline, functools.partial(lead_to, families)).recover()

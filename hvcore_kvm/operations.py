@@ -68,6 +68,7 @@ from hvcore_kvm.hotplug import (
     Plugging,
     plan_of,
     plan_single,
+    pluggable_kind,
     support_of,
     with_device,
 )
@@ -76,7 +77,7 @@ from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
 from hvcore_kvm.parameters.confidential import AMD
-from hvcore_kvm.release import release
+from hvcore_kvm.release import lead_to, release
 from hvcore_kvm.resize import resize_disk
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
 from hvcore_kvm.settings import KvmSettings
@@ -127,6 +128,7 @@ class Operations:
                 refuse_running=self._refuse_running,
                 decide=functools.partial(self._decide, arriving=True),
                 announce=self._announce,
+                lead=functools.partial(lead_to, self._families),
             )
         )
 
@@ -245,7 +247,7 @@ class Operations:
     def recover(self, name: str, deadline: Deadline) -> Recovery:
         """Put in order what was left half done."""
         with self._directory(name) as directory:
-            moved = recover_migration(directory, self._control(directory), deadline)
+            moved = recover_migration(directory, self._control(directory), deadline, self._families)
             if moved is not None:
                 return Recovery(instances=(moved,))
             found, start = self._control(directory).recover(deadline)
@@ -317,7 +319,7 @@ class Operations:
         """Add a device."""
         with self._directory(name) as directory:
             record = self._running_record(directory)
-            known = self._identified(record.instance, _pluggable_kind(device))
+            known = self._identified(record.instance, pluggable_kind(device))
             return self._plugging(directory, record, deadline).add(known, deadline)
 
     def hot_del_device(self, name: str, device: str, force: bool, deadline: Deadline) -> HotplugResult:
@@ -591,12 +593,3 @@ class Operations:
         if findings:
             raise InvalidParameters("this host cannot run it", FindingSet(findings), instance=instance.name)
         return plan
-
-
-def _pluggable_kind(device: Device) -> Disk | Nic:
-    if isinstance(device, Disk | Nic):
-        return device
-    message = f"a {type(device).__name__.lower()} is there already and can only be modified"
-    raise InvalidParameters(
-        "the device cannot be added", FindingSet([Finding(code="not-possible", path="device", message=message)])
-    )

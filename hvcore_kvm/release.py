@@ -11,6 +11,7 @@ from hvcore_kvm.definition import Definition, NicDefinition, read
 from hvcore_kvm.families import Families, InterfaceEvent, NicContext, NicPlan
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.observation import Observed
+from hvcore_kvm.runtime import RuntimeRecord
 
 
 def release(seen: Observed, directory: str, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
@@ -67,8 +68,26 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
         )
 
 
-def connection_of(definition: Definition, nic: NicDefinition) -> NicPlan:
-    """How a NIC of a running instance is connected; what of it can be taken down follows from its definition alone."""
+def lead_to(families: Families, record: RuntimeRecord) -> None:
+    """Lead to a guest that has arrived from another host what reaches it by this one; may be done again.
+
+    Raises:
+        HypervisorError: the host refused.
+    """
+    definition, _ = read(record.instance, families)
+    for nic in definition.nics:
+        for step in connection_of(definition, nic, arriving=True).lead:
+            step.do()
+
+
+def connection_of(definition: Definition, nic: NicDefinition, *, arriving: bool = False) -> NicPlan:
+    """How a NIC of a running instance is connected; what of it can be taken down follows from its definition alone.
+
+    Args:
+        definition: of the instance.
+        nic: the NIC.
+        arriving: the instance comes from another host.
+    """
     context = NicContext(
         instance=definition.instance,
         nic=nic.nic,
@@ -76,5 +95,6 @@ def connection_of(definition: Definition, nic: NicDefinition) -> NicPlan:
         device=nic.parameters,
         netdev_id=device_id("net", nic.nic.uuid or ""),
         fd=lambda _: -1,
+        arriving=arriving,
     )
     return nic.mode.backend.plan(context)

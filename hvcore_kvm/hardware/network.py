@@ -35,6 +35,7 @@ def add_nic(builder: Builder, nic: NicDefinition, bootindex: int | None) -> NicP
         device=given,
         netdev_id=netdev,
         fd=builder.fd,
+        arriving=builder.decisions.arriving,
     )
     plan = nic.mode.backend.plan(context)
     builder.companions += plan.companions

@@ -7,14 +7,36 @@ from typing import Any
 
 import attrs
 
-from hvcore import Disk, Nic
+from hvcore import Device, Disk, Finding, FindingSet, InvalidParameters, Nic
 from hvcore_kvm.parameters.nic import NicParameters
 
 _DEVICE = frozenset(field.name for field in attrs.fields(NicParameters)) - {"link_up"}
+FIXED_BUSES = ("ide", "sata")
+"""Buses of disks that nothing can be plugged to."""
+
 _ONLY_WORDS = frozenset(("name", "network"))
 _LIMITS = tuple(
     f"{kind}-{which}{peak}" for kind in ("iops", "bps") for which in ("total", "read", "write") for peak in ("", "-max")
 )
+
+
+def pluggable(device: Disk | Nic) -> bool:
+    """Whether QEMU can plug a device while the guest runs."""
+    return isinstance(device, Nic) or device.params.get("bus") not in FIXED_BUSES
+
+
+def pluggable_kind(device: Device) -> Disk | Nic:
+    """A device that can be plugged.
+
+    Raises:
+        InvalidParameters: it is of another kind.
+    """
+    if isinstance(device, Disk | Nic):
+        return device
+    message = f"a {type(device).__name__.lower()} is there already and can only be modified"
+    raise InvalidParameters(
+        "the device cannot be added", FindingSet([Finding(code="not-possible", path="device", message=message)])
+    )
 
 
 @attrs.frozen(kw_only=True)

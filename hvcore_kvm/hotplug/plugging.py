@@ -34,7 +34,7 @@ from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
 from hvcore_kvm.hotplug.live_parameters import change_parameters
 from hvcore_kvm.hotplug.medium import change_medium
-from hvcore_kvm.hotplug.modification import Modification, all_limits, modification_of
+from hvcore_kvm.hotplug.modification import FIXED_BUSES, Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
 from hvcore_kvm.hotplug.processors import change_processors
 from hvcore_kvm.hotplug.removal import Removal
@@ -44,9 +44,6 @@ from hvcore_kvm.observation import Observed
 from hvcore_kvm.placement import PCI_ROOT, family_of
 from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import RuntimeRecord
-
-FIXED_BUSES = ("ide", "sata")
-"""Buses of disks that nothing can be plugged to."""
 
 _BACK_PATIENCE = 10.0
 _ANSWER_PATIENCE = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import attrs
 
@@ -27,7 +28,7 @@ from hvcore_kvm.migration.evidence import Whereabouts, whereabouts
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.sending import OVER, cancel, put_back, tidy
 from hvcore_kvm.observation import Observed, observe
-from hvcore_kvm.runtime import MIGRATION, SCHEMA
+from hvcore_kvm.runtime import MIGRATION, SCHEMA, RuntimeRecord
 
 _PATIENCE = 10.0
 """Seconds until the two sides of a migration that has ended agree on that."""
@@ -43,9 +44,17 @@ class Finalizing:
         directory: the instance's directory.
         control: changes the instance.
         deadline: by when to be done.
+        lead: leads to a guest what reaches it by this host, now that it runs here; may be done again.
     """
 
-    def __init__(self, directory: InstanceDirectory, control: Control, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        directory: InstanceDirectory,
+        control: Control,
+        deadline: Deadline,
+        lead: Callable[[RuntimeRecord], None],
+    ) -> None:
+        self._lead = lead
         self._directory = directory
         self._control = control
         self._deadline = deadline
@@ -218,6 +227,9 @@ class Finalizing:
                     if monitor.run_state() != "running":
                         self._directory.write(MIGRATION, record, schema=SCHEMA)
                 raise
+        if seen.record is not None:
+            self._lead(seen.record)
+        if let_run:
             monitor.attempt("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
         after = _plain(monitor.run_state())
         if status.phase in over:
@@ -305,6 +317,8 @@ class Finalizing:
                 return None
             if record.runs and monitor.run_state() != "running":
                 monitor.execute("cont")
+            if seen.record is not None:
+                self._lead(seen.record)
             tidy(monitor, self._directory)
         return self._recovered("completed", "it has arrived, and runs")
 

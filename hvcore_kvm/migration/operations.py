@@ -64,6 +64,7 @@ class Workings:
         refuse_running: raises `hvcore.AlreadyRunning`.
         decide: resolves all that a start depends on, and finds what stands against it.
         announce: told of network interfaces that have come up.
+        lead: leads to the guest of an instance that has arrived what reaches it by this host.
     """
 
     driver: str
@@ -73,6 +74,7 @@ class Workings:
     refuse_running: Callable[[InstanceDirectory], None]
     decide: Callable[[Instance, InstanceDirectory, Deadline], tuple[Decisions, list[Finding]]]
     announce: Callable[[InterfaceEvent], None]
+    lead: Callable[[RuntimeRecord], None]
 
 
 class MigrationOperations:
@@ -194,14 +196,14 @@ class MigrationOperations:
     def finalize_migration_source(self, name: str, success: bool, deadline: Deadline) -> Transition:
         """Finish on the source."""
         with self._host.directory(name) as directory:
-            return Finalizing(directory, self._host.control(directory), deadline).source(success)
+            return Finalizing(directory, self._host.control(directory), deadline, self._host.lead).source(success)
 
     def finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
         """Finish on the destination."""
         _, instance, findings = read_info(info, self._host.driver)
         refuse(findings, info.instance)
         with self._host.directory(info.instance) as directory:
-            finalizing = Finalizing(directory, self._host.control(directory), deadline)
+            finalizing = Finalizing(directory, self._host.control(directory), deadline, self._host.lead)
             return finalizing.destination(instance.uuid or "", success)
 
     def _running(self, directory: InstanceDirectory) -> tuple[Observed, RuntimeRecord]:

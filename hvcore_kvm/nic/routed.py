@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from hvcore import Finding, HostError, Nic, checks, param
+from hvcore import Finding, HostError, Nic, Step, checks, param
 from hvcore_kvm import NetworkInterface, NicContext, NicMode, NicPlan, TapParameters, check_tap, hookimpl, plan_tap
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -93,12 +93,17 @@ class RoutedNetwork:
         """A tap that gets the routes."""
         nic, parameters = context.nic, context.parameters
         configure = functools.partial(_lead, _addresses(nic, parameters), nic.link, parameters)
-        return plan_tap(
+        plan = plan_tap(
             context,
             f"tap with a route to {', '.join(map(str, _addresses(nic, parameters)))}",
-            configure,
+            NetworkInterface.bring_up if context.arriving else configure,
             take_down=None if nic.link is None else NetworkInterface.remove_rules,
         )
+        if not context.arriving:
+            return plan
+        # Before it runs here, the host it still runs on leads to it.
+        lead = functools.partial(configure, NetworkInterface(plan.interface))
+        return attrs.evolve(plan, lead=(Step(name=f"route to {plan.interface}", do=lead),))
 
 
 def _lead(addresses: list[IpAddress], link: str | None, parameters: RoutedParameters, tap: NetworkInterface) -> None:

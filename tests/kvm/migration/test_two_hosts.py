@@ -364,3 +364,31 @@ def test_all_of_it_arrives_and_the_source_does_not_hear_of_it(
     assert here.get_instance_info("web1").state is InstanceState.RUNNING
     there.finalize_migration_dst(info, False)
     assert there.list_instances().instances == ()
+
+
+def test_a_host_leads_to_a_guest_once_it_runs_there(
+    lab: Lab, applications: tuple[Application, Application], firmware: Path, tmp_path: Path
+) -> None:
+    """A route to it stands on the host it runs on, and on no other."""
+    here, there = applications
+    definition = _firmware_guest(firmware, tmp_path / "disk.raw")
+    address = "203.0.113.7"
+    here.start_instance({**definition, "nics": [{"mode": "routed", "ip": address}]})
+
+    def routes() -> list[bool]:
+        return [address in _run("ip", "-n", name, "route", "show") for name in lab.hosts]
+
+    assert routes() == [True, False]
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 30))
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while not (status := here.continue_migration("web1", wait=1.0)).phase.is_final:
+        continue
+    assert status.phase is MigrationPhase.COMPLETED, status.error
+    assert routes() == [True, False]
+    there.finalize_migration_dst(info, True)
+    assert routes() == [True, True]
+    here.finalize_migration_source("web1", True)
+    assert routes() == [False, True]
+    there.stop_instance("web1", force=True)
+    assert routes() == [False, False]

@@ -9,7 +9,7 @@ import attrs
 
 from hvcore import Instance, PlannedChange, definition_changes
 from hvcore_kvm.families import Families
-from hvcore_kvm.hotplug.plugging import pluggable
+from hvcore_kvm.hotplug.modification import pluggable
 from hvcore_kvm.parameters.table import parameter_table
 
 

@@ -21,6 +21,7 @@ from hvcore import ConformanceProfile, Deadline, Driver, Instance, Size
 from hvcore_kvm.directory import EVENTS
 
 _PATIENCE = 30.0
+_LOOK_AGAIN = 0.01
 _OPTIONS = {"accel": ("tcg", "kvm")}
 
 
@@ -57,7 +58,7 @@ def _of_driver(accel: str) -> ConformanceProfile:
         guest_powers_off=lambda driver, name: _tell_to_end(driver, name, b"q"),
         guest_panics=lambda driver, name: _tell_to_end(driver, name, b"p"),
         kill=_kill,
-        hang=lambda driver, name: _signal(driver, name, signal.SIGSTOP),
+        hang=_hang,
         answer_again=lambda driver, name: _signal(driver, name, signal.SIGCONT),
         deafen=_deafen,
         damage_records=_damage_records,
@@ -129,6 +130,22 @@ def _pidfd(driver: Driver, name: str) -> Iterator[int]:
 def _signal(driver: Driver, name: str, number: int) -> None:
     with _pidfd(driver, name) as fd:
         signal.pidfd_send_signal(fd, number)
+
+
+def _hang(driver: Driver, name: str) -> None:
+    (pid,) = _processes(driver, name)
+    _signal(driver, name, signal.SIGSTOP)
+    # It stops when it comes to its turn, which may take a moment on a host that is busy.
+    deadline = Deadline.after(_PATIENCE)
+    while not _is_stopped(pid):
+        if deadline.expired:
+            raise RuntimeError(f"the process of {name} does not stop")
+        select.select([], [], [], _LOOK_AGAIN)
+
+
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"T"
 
 
 def _kill(driver: Driver, name: str) -> None:

@@ -338,7 +338,7 @@ class Operations:
             if isinstance(device, Processors):
                 return plugging.count_processors(device, deadline)
             if isinstance(device, LiveParameters):
-                return plugging.set_parameters(device, self._pid(directory), deadline)
+                return plugging.set_parameters(device, deadline)
             return plugging.modify(device, deadline)
 
     def resize_disk(self, name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
@@ -369,12 +369,6 @@ class Operations:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
         refuse_moving(seen)
         return seen.record
-
-    def _pid(self, directory: InstanceDirectory) -> int:
-        seen = self._control(directory).require_alive()
-        if seen.process is None:
-            raise RecordError("there is no record of its process", hint="restart it", instance=directory.name)
-        return seen.process.identity.pid
 
     def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:
         def replan(instance: Instance) -> LaunchPlan:

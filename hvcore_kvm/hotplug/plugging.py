@@ -23,6 +23,7 @@ from hvcore import (
     Nic,
     OutcomeUnknown,
     Processors,
+    RecordError,
     Step,
     WrongState,
 )
@@ -43,7 +44,7 @@ from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.placement import PCI_ROOT, family_of
 from hvcore_kvm.release import connection_of
-from hvcore_kvm.runtime import RuntimeRecord
+from hvcore_kvm.runtime import PROCESS, SCHEMA, ProcessRecord, RuntimeRecord
 
 _BACK_PATIENCE = 10.0
 _ANSWER_PATIENCE = 10.0
@@ -171,10 +172,18 @@ class Plugging:
             self._removal(monitor).settle()
             return change_processors(self._ledger, monitor, wanted)
 
-    def set_parameters(self, wanted: LiveParameters, pid: int, deadline: Deadline) -> HotplugResult:
-        """Change parameters of the instance as a whole; see `change_parameters`."""
+    def set_parameters(self, wanted: LiveParameters, deadline: Deadline) -> HotplugResult:
+        """Change parameters of the instance as a whole; see `change_parameters`.
+
+        Raises:
+            RecordError: there is no record of its process.
+        """
+        process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
+        if process is None:
+            raise RecordError("there is no record of its process", hint="restart it")
         with connect(self._directory, deadline) as monitor:
             self._removal(monitor).settle()
+            pid = process.identity.pid
             return change_parameters(self._ledger, monitor, wanted, self._families, pid, self._replan)
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:

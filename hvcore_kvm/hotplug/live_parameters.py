@@ -47,8 +47,10 @@ def change_parameters(
     monitor: Monitor,
     wanted: LiveParameters,
     families: Families,
+    *,
     pid: int,
     replan: Callable[[Instance], LaunchPlan],
+    guest: Deadline,
 ) -> HotplugResult:
     """Give parameters new values; on failure all are as before.
 
@@ -59,6 +61,7 @@ def change_parameters(
         families: the family plugins.
         pid: its process.
         replan: plans a changed definition.
+        guest: how long to wait for the guest, where it has to follow.
 
     Raises:
         InvalidParameters: a value is wrong, or one that differs needs another start; nothing was changed.
@@ -86,7 +89,7 @@ def change_parameters(
             change_usb(journal, monitor, replan(after))
         ledger.write(after)
     if "memory_plugged" in changed:
-        return _wait_for_memory(monitor, new.memory.memory_plugged)
+        return _wait_for_memory(monitor, new.memory.memory_plugged, guest)
     return HotplugResult(device="params", done=True, detail=f"changed: {', '.join(changed) or 'nothing'}")
 
 
@@ -142,19 +145,14 @@ def _pin(monitor: Monitor, pid: int, cpu: CpuParameters) -> None:
     pin_running(pid, monitor.execute, **masks)
 
 
-def _wait_for_memory(monitor: Monitor, wanted: int) -> HotplugResult:
+def _wait_for_memory(monitor: Monitor, wanted: int, guest: Deadline) -> HotplugResult:
     """Wait until the guest has taken or given back memory, which it does block by block."""
-    patience = monitor.deadline.sooner(max(0.0, monitor.deadline.timeout() * 0.75))
-    while (has := _plugged(monitor)) != wanted and not patience.expired:
-        monitor.wait_event(lambda event: event["event"] == "MEMORY_DEVICE_SIZE_CHANGE", _sooner(patience))
+    while (has := _plugged(monitor)) != wanted and not guest.expired:
+        monitor.wait_event(lambda event: event["event"] == "MEMORY_DEVICE_SIZE_CHANGE", guest.sooner(_LOOK))
     if has == wanted:
         return HotplugResult(device="params", done=True, detail=f"the guest has {format_size(has)} of it")
     detail = f"the guest has {format_size(has)} of it, was asked for {format_size(wanted)}, and may still follow"
     return HotplugResult(device="params", done=False, detail=detail)
-
-
-def _sooner(patience: Deadline) -> Deadline:
-    return patience.sooner(_LOOK)
 
 
 def _plugged(monitor: Monitor) -> int:

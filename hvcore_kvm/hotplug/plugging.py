@@ -125,9 +125,7 @@ class Plugging:
             InvalidParameters: there is no such device.
             HypervisorRefused: QEMU cannot, or the guest would not.
         """
-        # QEMU answers at once or hardly ever; the deadline is for the guest.
-        answers = Deadline.after(max(deadline.timeout(), _ANSWER_PATIENCE))
-        with connect(self._directory, answers) as monitor:
+        with connect(self._directory, _for_answers(deadline)) as monitor:
             removal = self._removal(monitor)
             gone = next((r for r in removal.settle() if r.device == uuid and r.done and r.detail == "removed"), None)
             return gone or removal.run(uuid, force, deadline)
@@ -168,9 +166,9 @@ class Plugging:
 
     def count_processors(self, wanted: Processors, deadline: Deadline) -> HotplugResult:
         """Change how many virtual CPUs there are; see `change_processors`."""
-        with connect(self._directory, deadline) as monitor:
+        with connect(self._directory, _for_answers(deadline)) as monitor:
             self._removal(monitor).settle()
-            return change_processors(self._ledger, monitor, wanted)
+            return change_processors(self._ledger, monitor, wanted, deadline)
 
     def set_parameters(self, wanted: LiveParameters, deadline: Deadline) -> HotplugResult:
         """Change parameters of the instance as a whole; see `change_parameters`.
@@ -181,10 +179,17 @@ class Plugging:
         process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
         if process is None:
             raise RecordError("there is no record of its process", hint="restart it")
-        with connect(self._directory, deadline) as monitor:
+        with connect(self._directory, _for_answers(deadline)) as monitor:
             self._removal(monitor).settle()
-            pid = process.identity.pid
-            return change_parameters(self._ledger, monitor, wanted, self._families, pid, self._replan)
+            return change_parameters(
+                self._ledger,
+                monitor,
+                wanted,
+                self._families,
+                pid=process.identity.pid,
+                replan=self._replan,
+                guest=deadline,
+            )
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         """Complete or take back what is under way, by what QEMU has; returns what became of each.
@@ -289,6 +294,11 @@ def support_of(seen: Observed) -> HotplugSupport:
         reason = "machine type microvm has no bus that a device can be plugged to; use q35 or pc"
         return HotplugSupport(supported=False, reasons=(reason,))
     return HotplugSupport(supported=True)
+
+
+def _for_answers(guest: Deadline) -> Deadline:
+    """A deadline for QEMU, which answers at once or hardly ever, where the one that was given is for the guest."""
+    return Deadline.after(max(guest.timeout(), _ANSWER_PATIENCE))
 
 
 def _refuse_foreign(wanted: DevicePlan) -> None:

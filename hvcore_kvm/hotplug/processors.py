@@ -9,7 +9,17 @@ from typing import Any
 
 import attrs
 
-from hvcore import Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters, Journal, Processors, Step
+from hvcore import (
+    Deadline,
+    Finding,
+    FindingSet,
+    HotplugResult,
+    HypervisorRefused,
+    InvalidParameters,
+    Journal,
+    Processors,
+    Step,
+)
 from hvcore_kvm.events import QemuEvent
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor
@@ -21,8 +31,14 @@ PREFIX = "vcpu"
 _LOOK_AGAIN = 0.2
 
 
-def change_processors(ledger: Ledger, monitor: Monitor, wanted: Processors) -> HotplugResult:
+def change_processors(ledger: Ledger, monitor: Monitor, wanted: Processors, guest: Deadline) -> HotplugResult:
     """Plug virtual CPUs, or ask the guest to let go of some that were plugged.
+
+    Args:
+        ledger: the instance's records.
+        monitor: its monitor.
+        wanted: how many there are to be.
+        guest: how long to wait for the guest.
 
     Raises:
         InvalidParameters: more than the guest was started for, or fewer than it was started with.
@@ -37,7 +53,7 @@ def change_processors(ledger: Ledger, monitor: Monitor, wanted: Processors) -> H
     if wanted.count > now:
         _plug(ledger, monitor, free, now, wanted.count, now + sum(slot["vcpus-count"] for slot in free))
     elif wanted.count < now:
-        return _unplug(ledger, monitor, used, now, wanted.count)
+        return _unplug(ledger, monitor, used, now, wanted.count, guest)
     return HotplugResult(device="vcpus", done=True, detail=f"it has {wanted.count}")
 
 
@@ -62,7 +78,9 @@ def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: 
         ledger.write(attrs.evolve(before, vcpus=now))
 
 
-def _unplug(ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now: int, count: int) -> HotplugResult:
+def _unplug(
+    ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now: int, count: int, guest: Deadline
+) -> HotplugResult:
     plugged = sorted(
         (int(ident.removeprefix(PREFIX)), ident)
         for ident in (str(slot["qom-path"]).rpartition("/")[2] for slot in used)
@@ -78,7 +96,7 @@ def _unplug(ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now
         ledger.begin(Change(action="remove", kind="vcpu", uuid=ident, since=time.time()))
         try:
             monitor.execute("device_del", {"id": ident})
-            gone = _wait_gone(monitor, ident)
+            gone = _wait_gone(monitor, ident, guest)
         except HypervisorRefused:
             ledger.end(ident)
             raise
@@ -117,17 +135,17 @@ def _write_count(ledger: Ledger, count: int) -> None:
         ledger.write(attrs.evolve(ledger.instance, vcpus=count))
 
 
-def _wait_gone(monitor: Monitor, ident: str) -> bool:
+def _wait_gone(monitor: Monitor, ident: str, guest: Deadline) -> bool:
     """Wait until a virtual CPU is gone; false when it is not in time.
 
     Raises:
         HypervisorRefused: the guest says that it does not let go.
     """
     while ident in monitor.present():
-        if monitor.deadline.expired:
+        if guest.expired:
             return False
         # QEMU sends no event when it is gone, only what the guest answers.
-        answer = monitor.wait_event(functools.partial(_is_refusal, ident), monitor.deadline.sooner(_LOOK_AGAIN))
+        answer = monitor.wait_event(functools.partial(_is_refusal, ident), guest.sooner(_LOOK_AGAIN))
         if answer is not None:
             raise HypervisorRefused("device_del", "ACPI_DEVICE_OST", "the guest does not let go of the virtual CPU")
     return True

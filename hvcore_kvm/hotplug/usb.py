@@ -64,7 +64,7 @@ def _plug(journal: Journal, monitor: Monitor, device: DevicePlan) -> None:
     sets = pass_images(journal, monitor, device)
     for node in device.nodes:
         add = functools.partial(monitor.execute, "blockdev-add", with_sets(node, sets))
-        undo = functools.partial(monitor.take_back, "blockdev-del", {"node-name": node["node-name"]})
+        undo = functools.partial(_take_backend, monitor, device.ident)
         journal.run(Step(name=f"block node {node['node-name']}", do=add, undo=undo))
     do = functools.partial(monitor.execute, "device_add", dict(device.device))
     journal.run(Step(name=f"plug {device.ident}", do=do, undo=functools.partial(_remove, monitor, device.ident)))

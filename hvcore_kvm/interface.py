@@ -111,6 +111,11 @@ class NetworkInterface:
         (flags,) = struct.unpack_from("h", self._ioctl(_SIOCGIFFLAGS, "look at"))
         self._ioctl(_SIOCSIFFLAGS, "bring up", struct.pack("h", flags | _IFF_UP))
 
+    def switch_off(self) -> None:
+        """Switch it off: the kernel forgets all routes that lead through it."""
+        (flags,) = struct.unpack_from("h", self._ioctl(_SIOCGIFFLAGS, "look at"))
+        self._ioctl(_SIOCSIFFLAGS, "switch off", struct.pack("h", flags & ~_IFF_UP))
+
     def join(self, bridge: NetworkInterface) -> None:
         """Make it a port of a bridge, and of no other one."""
         master = f"{SYSFS}/{self.name}/master"

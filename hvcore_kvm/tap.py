@@ -80,6 +80,7 @@ def plan_tap(
     *,
     take_down: Callable[[NetworkInterface], None] | None = None,
     movable: bool = False,
+    release: Callable[[NetworkInterface], None] | None = None,
 ) -> NicPlan:
     """Plan a tap of its own for a NIC, with as many queues as the guest sees.
 
@@ -90,6 +91,7 @@ def plan_tap(
         take_down: removes what outlives the tap, once that is gone; perhaps in another process, and perhaps without
             anything to remove. Not called while somebody else has a tap of this name.
         movable: ``configure`` can be called again for a tap that is up, with other settings.
+        release: called before that, to take the tap out of where it is.
     """
     interface = NetworkInterface(tap_name(context.nic.uuid or ""))
     limit = context.parameters.bandwidth_limit if isinstance(context.parameters, TapParameters) else None
@@ -99,7 +101,7 @@ def plan_tap(
     plan = plan_queues(context, purpose, make, functools.partial(open_queue, _TUN, interface.name), down=down)
     if not movable:
         return plan
-    adjust = functools.partial(_configure_tap, interface, configure, context.device.mtu, limit)
+    adjust = functools.partial(_configure_tap, interface, configure, context.device.mtu, limit, release=release)
     return attrs.evolve(plan, change=(Step(name=f"configure {interface.name}", do=adjust),))
 
 
@@ -184,9 +186,12 @@ def _configure_tap(
     bandwidth_limit: int | None,
     *,
     fresh: bool = False,
+    release: Callable[[NetworkInterface], None] | None = None,
 ) -> None:
     if not fresh:
         packet_filter.remove_rules(interface)
+        if release is not None:
+            release(interface)
     if mtu is not None:
         interface.set_mtu(mtu)
     if bandwidth_limit is not None:

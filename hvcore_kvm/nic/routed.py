@@ -98,12 +98,23 @@ class RoutedNetwork:
             f"tap with a route to {', '.join(map(str, _addresses(nic, parameters)))}",
             NetworkInterface.bring_up if context.arriving else configure,
             take_down=None if nic.link is None else NetworkInterface.remove_rules,
+            movable=True,
+            release=_release,
         )
         if not context.arriving:
             return plan
         # Before it runs here, the host it still runs on leads to it.
         lead = functools.partial(configure, NetworkInterface(plan.interface))
         return attrs.evolve(plan, lead=(Step(name=f"route to {plan.interface}", do=lead),))
+
+
+def _release(tap: NetworkInterface) -> None:
+    """Forget everything that leads to a tap, before it is led to otherwise."""
+    tap.switch_off()
+    tap.remove_rules()
+    for version, name in _PROXIES.items():
+        if tap.has_sysctl(version, name):
+            tap.sysctl(version, name, 0)
 
 
 def _lead(addresses: list[IpAddress], link: str | None, parameters: RoutedParameters, tap: NetworkInterface) -> None:

@@ -152,6 +152,37 @@ def test_a_named_table(host: Any, network: Any, monkeypatch: pytest.MonkeyPatch,
     assert _rules(tap_name(nic.uuid or "")) == []
 
 
+def test_a_running_nic_is_led_to_otherwise(host: Any, network: Any) -> None:
+    """Other addresses, another table and no table: what led to it goes, the guest keeps its device."""
+    table = str(10000 + network.net)
+    nic = _nic(network.ip4(7), link=table, params={"addresses": [network.ip6(7)]})
+    tap = tap_name(nic.uuid or "")
+    host.driver.start_instance(host.instance(nics=[nic]))
+    index = Path(f"/sys/class/net/{tap}/ifindex").read_text()
+    assert _rules(tap) == sorted((key, table, version) for key in ("iif", "oif") for version in ("4", "6"))
+    other = _nic(network.ip4(8), uuid=nic.uuid)
+    assert "kept its device" in host.driver.hot_mod_device("web1", other).detail
+    assert _rules(tap) == []
+    assert network.ip4(8) in _ip("route", "show", "dev", tap)
+    everything = _ip("route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
+    assert network.ip4(7) not in everything
+    assert network.ip6(7) not in everything
+    assert (_setting(4, tap, "proxy_arp"), _setting(6, tap, "proxy_ndp")) == ("1", "0")
+    assert Path(f"/sys/class/net/{tap}/ifindex").read_text() == index
+    taken = _nic(network.ip4(8), link=str(20000 + network.net))
+    with pytest.raises(hvcore.InvalidParameters):
+        host.driver.hot_mod_device("web1", _nic("nonsense", uuid=nic.uuid))
+    host.driver.start_instance(host.instance("web2", nics=[taken]))
+    with pytest.raises(hvcore.HostError, match="File exists"):
+        host.driver.hot_mod_device("web1", _nic(network.ip4(8), uuid=nic.uuid, link=taken.link))
+    assert network.ip4(8) in _ip("route", "show", "dev", tap), "led to as before"
+    assert _rules(tap) == []
+    host.driver.hot_mod_device("web1", nic)
+    host.driver.stop_instance("web1", force=True)
+    assert _rules(tap) == []
+    assert network.ip4(7) not in _ip("route", "show", "table", "all")
+
+
 def test_an_address_is_led_to_one_guest(host: Any, network: Any) -> None:
     """A second guest with the same address is refused, and takes nothing from the first."""
     table = str(10000 + network.net)

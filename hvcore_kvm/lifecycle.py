@@ -288,6 +288,12 @@ class Control:
         """
         seen = observe(self._directory)
         if seen.migration is None:
+            if os.path.lexists(self._directory.join(MIGRATION)):
+                raise WrongState(
+                    "the record of its migration is damaged, and it may run on another host",
+                    instance=self._name,
+                    hint="look there; if it does not, stop it here and start it again",
+                )
             return
         if seen.migration.role == "source":
             answer = client.execute("query-migrate", deadline=deadline)

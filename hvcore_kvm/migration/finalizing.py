@@ -78,7 +78,7 @@ class Finalizing:
             return self._dead_source(observe(self._directory), success)
 
     def _live_source(self, seen: Observed, monitor: Monitor, success: bool) -> Transition:
-        status = monitor.status()
+        status = monitor.sent(seen.migration)
         if success:
             # The destination has all of it a moment before the source knows.
             if not status.phase.is_final:

@@ -6,12 +6,20 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hvcore import Deadline, DeadlineExceeded, HypervisorRefused, MigrationStatus, NotRunning, OutcomeUnknown
+from hvcore import (
+    Deadline,
+    DeadlineExceeded,
+    HypervisorRefused,
+    MigrationPhase,
+    MigrationStatus,
+    NotRunning,
+    OutcomeUnknown,
+)
 from hvcore_kvm import process
 from hvcore_kvm.directory import CONTROL, InstanceDirectory
 from hvcore_kvm.migration.status import status_of
 from hvcore_kvm.qmp import QmpClient, QmpConnectError, QmpError, QmpRefused, QmpTimeout
-from hvcore_kvm.runtime import ProcessRecord
+from hvcore_kvm.runtime import MigrationRecord, ProcessRecord
 
 _LOOK_AGAIN = 1.0
 """Seconds after which QEMU is asked again, although it has reported nothing."""
@@ -69,6 +77,15 @@ class Monitor:
             # QEMU 7.2 says that it is done a moment before it says how long it took.
             found = status_of(self.execute("query-migrate"))
         return found
+
+    def sent(self, record: MigrationRecord | None) -> MigrationStatus:
+        """How the migration goes that a record is of.
+
+        A QEMU whose guest has arrived from another host says ``completed`` of that, for as long as it lives.
+        """
+        found = self.status()
+        arrived = record is None and found.phase is MigrationPhase.COMPLETED
+        return MigrationStatus(phase=MigrationPhase.NONE) if arrived else found
 
     def wait(self, done: Callable[[MigrationStatus], bool], patience: Deadline | None = None) -> MigrationStatus:
         """Wait until something can be said of the migration; returns the last status when time is over.

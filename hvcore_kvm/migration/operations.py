@@ -178,7 +178,7 @@ class MigrationOperations:
         with self._host.directory(name) as directory:
             seen = self._alive(directory)
             with connect(directory, seen.process, deadline, QUERY) as monitor:
-                return monitor.status()
+                return monitor.sent(seen.migration)
 
     def continue_migration(self, name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
         """Do what is due."""

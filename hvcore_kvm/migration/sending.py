@@ -141,7 +141,7 @@ class Sending:
         """
         until = self._deadline.sooner(max(0.0, wait))
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
-            first = monitor.status()
+            first = monitor.sent(self._seen.migration)
             status = first
             while True:
                 record = self._seen.migration
@@ -164,8 +164,10 @@ class Sending:
             OutcomeUnknown: QEMU has gone, or does not answer.
         """
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
-            status = cancel(monitor)
             record = self._seen.migration
+            if record is None and (before := monitor.sent(record)).phase.is_final:
+                return before
+            status = cancel(monitor)
             if record is not None and record.role == "source" and status.phase not in OVER and status.phase.is_final:
                 put_back(monitor, record)
                 tidy(monitor, self._directory)

@@ -114,6 +114,10 @@ def test_there_and_back_again(pair: Any) -> None:
     """What a migration has set up is gone after it: the same instance can be moved again, by other means."""
     pair.start(security_model="none")
     pair.move(_policy(multifd={"channels": 2}))
+    here = pair.destination.driver
+    assert here.get_migration_status("web1").phase is MigrationPhase.NONE
+    assert here.cancel_migration("web1").phase is MigrationPhase.NONE
+    assert not here.finalize_migration_source("web1", False).changed
     back = attrs.evolve(pair, source=pair.destination, destination=pair.source, directory=pair.directory / "back")
     back.directory.mkdir()
     back.keep("source")

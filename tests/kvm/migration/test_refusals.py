@@ -219,6 +219,17 @@ def test_a_guest_that_is_arriving_is_not_let_run_by_hand(moving: Any) -> None:
         with pytest.raises(WrongState):
             refused()
     assert driver.get_instance_info("web1").state is InstanceState.INCOMING
+    record = f"{driver.directories.state}/instances/web1/migration.json"
+    with open(record, "r+b") as file:
+        kept = file.read()
+        file.seek(0)
+        file.write(b"\0 no record")
+    with pytest.raises(WrongState):
+        driver.reboot_instance("web1", mode="reset")
+    with pytest.raises(WrongState):
+        driver.resume_instance("web1")
+    with open(record, "wb") as file:
+        file.write(kept)
     assert driver.finalize_migration_dst(info, False).after is None
     assert pair.destination.files() == set()
 

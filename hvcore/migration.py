@@ -397,15 +397,18 @@ class _Run:
             cancelled = self._last.phase in (MigrationPhase.CANCELLED, MigrationPhase.CANCELLING)
             words = "it was cancelled" if cancelled else f"it failed: {self._last.error or 'the source gave no reason'}"
             cause = OperationFailed(f"{words}; the instance runs on at the source")
-        finishers: tuple[tuple[str, Callable[[], object]], ...] = (
+        finishers: tuple[tuple[str, Callable[[], Transition]], ...] = (
             ("destination", lambda: self._destination.finalize_migration_dst(info, False)),
             ("source", lambda: self._source.finalize_migration_source(self._name, False)),
         )
         for side, finish in finishers:
             try:
-                finish()
+                said = finish().detail
             except HypervisorError as error:
                 cause.add_note(f"on the {side} put it in order with recover: {error.message}")
+                continue
+            if side == "destination" and said:
+                cause.add_note(f"the destination: {said}")
         cause.add_note("the instance is on the source, as before")
         return cause
 

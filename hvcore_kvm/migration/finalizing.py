@@ -82,7 +82,7 @@ class Finalizing:
         if success:
             # The destination has all of it a moment before the source knows.
             if not status.phase.is_final:
-                status = monitor.wait(lambda s: s.phase.is_final, Deadline.after(_PATIENCE))
+                status = monitor.wait(lambda s: s.phase.is_final, self._patience())
             return self._let_go(monitor, status)
         if not status.phase.is_final and status.phase not in OVER:
             status = cancel(monitor)
@@ -209,7 +209,7 @@ class Finalizing:
         assert record is not None  # noqa: S101 - asked before
         # The source knows that it has all been sent a moment before all of it has been loaded here.
         sent = (MigrationPhase.NONE, MigrationPhase.SETUP, *OVER)
-        status = monitor.wait(lambda s: s.phase.is_final or s.phase in sent, Deadline.after(_PATIENCE))
+        status = monitor.wait(lambda s: s.phase.is_final or s.phase in sent, self._patience())
         over = MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED
         if status.phase is not MigrationPhase.COMPLETED and status.phase not in over:
             raise WrongState(
@@ -269,6 +269,10 @@ class Finalizing:
         )
 
     # Both
+
+    def _patience(self) -> Deadline:
+        """Until when the other side may take; there is time left afterwards to say what was found."""
+        return Deadline.after(min(_PATIENCE, self._deadline.remaining() / 2))
 
     def recover(self) -> RecoveredInstance | None:
         """Finish what can be finished without the other side; nothing where that would be a guess."""

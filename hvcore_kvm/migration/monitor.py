@@ -73,8 +73,9 @@ class Monitor:
     def status(self) -> MigrationStatus:
         """How the migration goes."""
         found = status_of(self.execute("query-migrate"))
-        if found.phase.value == "completed" and not found.total_time:
-            # QEMU 7.2 says that it is done a moment before it says how long it took.
+        late = not (found.total_time if found.phase is MigrationPhase.COMPLETED else found.error)
+        if found.phase in (MigrationPhase.COMPLETED, MigrationPhase.FAILED) and late:
+            # QEMU 7.2 says that it has ended a moment before it says how long it took, or why, if it says that at all.
             found = status_of(self.execute("query-migrate"))
         return found
 

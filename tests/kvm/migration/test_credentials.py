@@ -137,15 +137,16 @@ def test_it_moves_encrypted(pair: Any, certificates: dict[str, Path], model: str
 def test_who_cannot_show_the_right_one_is_not_let_in(
     pair: Any, certificates: dict[str, Path], source: str, here: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """The guest runs on where it is, why is said, and nothing arrives."""
+    """The guest runs on where it is, and nothing arrives."""
     pair.start()
     sending = MigrationPolicy(tls=False) if source == "plain" else _policy(certificates[source], **here)
     info = _begin(pair, sending, _policy(certificates["there"], **there))
     status = pair.until(MigrationPhase.FAILED)
-    assert status.error
+    # Whom the destination does not let in is not told why.
+    assert not here or "elsewhere.example" in status.error
     assert pair.running() == ["source"]
     with pytest.raises(WrongState):
-        pair.destination.driver.finalize_migration_dst(info, True, timeout=2)
+        pair.destination.driver.finalize_migration_dst(info, True)
     pair.destination.driver.finalize_migration_dst(info, False)
     pair.source.driver.finalize_migration_source("web1", False)
     assert pair.running() == ["source"]

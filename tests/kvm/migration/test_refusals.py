@@ -251,6 +251,6 @@ def test_a_disk_that_the_source_still_has_keeps_the_guest_from_running(moving: A
     pair, info = moving
     pair.accept(PLAIN, info)
     with pytest.raises(WrongState, match="has not arrived"):
-        pair.destination.driver.finalize_migration_dst(info, True, timeout=1)
+        pair.destination.driver.finalize_migration_dst(info, True)
     assert os.path.exists(f"{pair.destination.driver.directories.state}/instances/web1/migration.json")
     assert pair.running() == ["source"]

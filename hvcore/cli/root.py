@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "balloon": ("hvcore.cli.resize", "Change how much memory the guest of a running instance has."),
     "apply": ("hvcore.cli.hotplug", "Apply what is different in an instance's file to the running instance."),
     "migrate": ("hvcore.cli.migrate", "Move a running instance to another host."),
+    "tls": ("hvcore.cli.tls", "Make certificates with which hosts know each other when an instance moves."),
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),

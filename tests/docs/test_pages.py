@@ -75,7 +75,7 @@ def test_every_toml_block_can_be_read(page: Path) -> None:
         tomllib.loads(block.text)
 
 
-@pytest.mark.parametrize("name", ["host-applications", "plugin-authors"])
+@pytest.mark.parametrize("name", ["host-applications", "plugin-authors", "migration"])
 def test_the_blocks_marked_run_do(name: str, tmp_path: Path) -> None:
     """The marked blocks of a page are one program, which runs and leaves nothing in its temporary directory."""
     blocks = [block for block in _blocks(DOCS / f"{name}.md", "python") if block.mark == "run"]

@@ -12,7 +12,7 @@ from two_hosts import ADDRESS, POLICY, WEB, Hosts
 
 import hvcore
 from hvcore import Cause, InstanceState, MigrationPhase, OperationFailed, OutcomeUnknown
-from hvcore_fake import EFFECTS, Fault, HostCrash, World
+from hvcore_fake import EFFECTS, FakeDriver, Fault, HostCrash, World
 
 Make = Callable[..., Hosts]
 PHASES = ("setup", "active", "pre-switchover", "device", "completed")
@@ -165,8 +165,10 @@ def test_whatever_happens_in_whatever_phase(make: Make, event: str, phase: str) 
         if event == "source hangs":
             here.hang("web1")
 
+    # Short where nothing will ever come, for then every wait is a full one.
+    patience = 0.3 if event.startswith("source") else 60.0
     try:
-        hosts.migrate(on_progress=happen)
+        hosts.migrate(on_progress=happen, patience=patience)
         ended = "b"
     except OperationFailed as error:
         ended = "" if "neither" in error.message else "a"
@@ -312,6 +314,37 @@ def test_a_name_that_is_taken_there_is_left_alone(make: Make) -> None:
         hosts.migrate(on_progress=None)
     pids = [world.process("web1") for world in hosts.worlds]
     assert all(process is not None and process.state is InstanceState.RUNNING for process in pids)
+
+
+class GoesOnByItself(FakeDriver):
+    """A hypervisor that needs nobody for what becomes due; time passes when it is looked at."""
+
+    @hvcore.hookimpl
+    def hv_describe_driver(self) -> hvcore.DriverDescription:
+        found = super().hv_describe_driver()
+        kept = tuple(claim for claim in found.claims if claim.capability is not hvcore.Capability.MIGRATION_STEPS)
+        return attrs.evolve(found, claims=kept)
+
+    @hvcore.hookimpl
+    def hv_get_migration_status(self, name: str, deadline: hvcore.Deadline) -> hvcore.MigrationStatus:
+        return self.hv_continue_migration(name, True, 0.2, deadline)
+
+
+def test_a_driver_that_needs_no_steps(make: Make, tmp_path: Path) -> None:
+    """It is only asked how it goes."""
+    hosts = make()
+    hosts.source.stop_instance("web1", force=True)
+    roots = {kind: str(tmp_path / "own" / kind) for kind in ("state", "data", "cache")}
+    directories = hvcore.Directories(**roots).below("fake")
+    context = hvcore.DriverContext(name="fake", directories=directories, host_id="own", settings={})
+    with hvcore.load_plugin(GoesOnByItself(context), context, label="own") as source:
+        source.start_instance(WEB)
+        with pytest.raises(hvcore.UnsupportedOperation):
+            source.continue_migration("web1")
+        result = hvcore.migrate(source, hosts.destination, "web1", POLICY, address=ADDRESS, interval=0.01)
+        assert result.phases[-1][0] is MigrationPhase.COMPLETED
+        assert source.list_instances().instances == ()
+    assert hosts.runners == "b"
 
 
 def test_what_the_policy_cannot_have_is_said_before_anything_moves(make: Make) -> None:

@@ -60,7 +60,7 @@ class Hosts:
 
     def migrate(self, **given: object) -> hvcore.MigrationResult:
         """Move it, looking at each report."""
-        wanted = {"policy": POLICY, "on_progress": self.watch, "patience": 0.3, **given}
+        wanted = {"policy": POLICY, "on_progress": self.watch, **given}
         return hvcore.migrate(self.source, self.destination, "web1", address=ADDRESS, **wanted)  # type: ignore[arg-type]
 
     def recover(self) -> None:

@@ -35,7 +35,7 @@ def conformance_command(
     selection: str,
     progress: bool,
 ) -> int:
-    """Test a driver, or a plugin of one of its families, against the contract, and print the verdict.
+    """Test a driver or a family plugin against the contract, and print the verdict.
 
     Everything happens in temporary directories; other instances are not touched. Needs the extra "conformance", and
     of the driver NAME a profile. For a plugin, --option gives its parameters, and for a NIC mode link and ip of the

@@ -40,7 +40,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("hvcore.cli.queries", "Find where records of instances and reality differ."),
     "recover": ("hvcore.cli.lifecycle", "Put in order what a killed program left half done."),
     "cleanup": ("hvcore.cli.lifecycle", "Forget an instance that is not alive."),
-    "conformance": ("hvcore.cli.conformance", "Test a driver against the contract, and print the verdict."),
+    "conformance": (
+        "hvcore.cli.conformance",
+        "Test a driver or a family plugin against the contract, and print the verdict.",
+    ),
     "new-plugin": ("hvcore.cli.new_plugin", "Make a package with a plugin that works, to be changed."),
     "demo": ("hvcore.cli.demo", "Build a small Linux guest and show its whole life, in half a minute."),
 }

@@ -51,8 +51,9 @@ def demo_command(session: Session, guest_cache: str | None, guest: str) -> int:
     try:
         with contextlib.ExitStack() as stack:
             driver = stack.enter_context(_choose_driver(session, narrator, root))
+            other = stack.enter_context(session.driver(driver.name, _settings(root, "other")))
             chosen = _choose_guest(driver, narrator, root, guest, guest_cache or _guest_cache(session))
-            Story(driver, chosen, narrator, modelled=driver.name == MODEL).tell()
+            Story(driver, other, chosen, narrator, modelled=driver.name == MODEL).tell()
     except HypervisorError as error:
         return _failed(narrator, "\n".join(error_lines(error)))
     except (GuestSilent, StoryFailed, OSError) as error:
@@ -73,9 +74,15 @@ def _failed(narrator: Narrator, why: str) -> int:
     return ExitStatus.FAILED
 
 
+def _settings(root: str, host: str) -> dict[str, str]:
+    """Directories of a host of its own; what can be made again is made once."""
+    kept = {f"{kind}_directory": os.path.join(root, host, kind) for kind in ("state", "data")}
+    return {**kept, "cache_directory": os.path.join(root, "cache")}
+
+
 def _choose_driver(session: Session, narrator: Narrator, root: str) -> Driver:
     name = session.driver_name or DEFAULT_DRIVER
-    settings = {f"{kind}_directory": os.path.join(root, kind) for kind in ("state", "data", "cache")}
+    settings = _settings(root, "")
     narrator.step(f"Load the driver {name}")
     driver = session.driver(name, settings)
     description = driver.describe_driver()

@@ -8,12 +8,15 @@ import select
 from collections.abc import Iterator
 
 from hvcore.cli.demo_guest import DemoGuest
+from hvcore.cli.migration_progress import short_size
 from hvcore.cli.narrator import Narrator
 from hvcore.cli.queries import info_rows
 from hvcore.cli.serial_line import SerialLine, listens
 from hvcore.driver import Driver
 from hvcore.errors import HypervisorError
+from hvcore.migration import migrate
 from hvcore.model.instance import Instance
+from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.state import InstanceInfo, InstanceState
 
 NAME = "demo"
@@ -36,13 +39,15 @@ class Story:
 
     Args:
         driver: a driver whose directories are the story's own.
+        other: the same on other directories: to it, another host.
         guest: what is run.
         narrator: tells it.
         modelled: the driver has no real processes and consoles.
     """
 
-    def __init__(self, driver: Driver, guest: DemoGuest, narrator: Narrator, *, modelled: bool) -> None:
+    def __init__(self, driver: Driver, other: Driver, guest: DemoGuest, narrator: Narrator, *, modelled: bool) -> None:
         self._driver = driver
+        self._drivers = (driver, other)
         self._guest = guest
         self._tell = narrator
         self._modelled = modelled
@@ -60,6 +65,7 @@ class Story:
         definition = self._checked()
         try:
             self._first_life(definition)
+            self._move()
             self._second_life()
             self._end()
         finally:
@@ -134,6 +140,26 @@ class Story:
         self._guest.ask(line)
         self._tell.proof("it answers")
 
+    def _move(self) -> None:
+        source, destination = self._drivers
+        self._tell.step("Move it to another host while it runs: here, one with directories of its own beside it")
+        moved = migrate(source, destination, NAME, MigrationPolicy(tls=None), address="127.0.0.1")
+        self._driver = destination
+        info = self._expect(InstanceState.RUNNING)
+        self._tell.proof(f"it runs there{f' in process {info.pid}' if info.pid else ''}")
+        still = "" if moved.downtime is None else f"; it stood still for {moved.downtime * 1000:.0f} ms"
+        self._tell.say(f"{short_size(moved.transferred)} were sent in {moved.total_time:.2f} s{still}")
+        self._tell.say(f"The host it left says: {source.get_instance_info(NAME).reason.detail}.")
+        source.cleanup_instance(NAME)
+        if source.list_instances().instances:
+            raise StoryFailed("the host it left still lists it")
+        self._tell.proof("that host has nothing of it any more")
+        with self._line() as line:
+            if line is not None:
+                line.send(self._guest.probe)
+                self._guest.hear(line)
+                self._tell.proof("it went on where it was, and answers what it was asked")
+
     def _second_life(self) -> None:
         self._tell.step("Reboot it: press the power button, wait for the guest to power off, start it again")
         with self._line() as old:
@@ -165,17 +191,18 @@ class Story:
             if not select.select([pidfd], [], [], 0.0)[0]:
                 raise StoryFailed(f"process {pid} still lives")
             self._tell.proof(f"process {pid} has ended")
-        state, data = self._driver.directories.state, self._driver.directories.data
-        # A driver may keep files about the host; what it keeps about an instance bears its name. A model keeps
-        # its world beside its instances.
-        left = instance_files(state) if self._modelled else left_files(state)
-        if left := left + instance_files(data):
-            raise StoryFailed("there is still " + ", ".join(left))
-        self._tell.proof(f"no file and no socket of it in {state}, no record in {data}")
+        for driver in self._drivers:
+            state, data = driver.directories.state, driver.directories.data
+            # A driver may keep files about the host; what it keeps about an instance bears its name. A model keeps
+            # its world beside its instances.
+            left = instance_files(state) if self._modelled else left_files(state)
+            if left := left + instance_files(data):
+                raise StoryFailed("there is still " + ", ".join(left))
+            self._tell.proof(f"no file and no socket of it in {state}, no record in {data}")
         if self._console_path is not None and listens(self._console_path):
             raise StoryFailed(f"somebody listens on {self._console_path}")
-        if self._driver.list_instances().instances:
-            raise StoryFailed("the driver still lists it")
+        if any(driver.list_instances().instances for driver in self._drivers):
+            raise StoryFailed("a driver still lists it")
         self._tell.proof("'hv list' shows no instance")
 
     def _expect(self, state: InstanceState) -> InstanceInfo:
@@ -199,10 +226,11 @@ class Story:
             yield line
 
     def _make_sure(self) -> None:
-        try:
-            self._driver.stop_instance(NAME, force=True, timeout=_GRACE)
-        except HypervisorError as error:
-            self._tell.trouble(f"it could not be stopped by force: {error}")
+        for driver in self._drivers:
+            try:
+                driver.stop_instance(NAME, force=True, timeout=_GRACE)
+            except HypervisorError as error:
+                self._tell.trouble(f"it could not be stopped by force: {error}")
 
 
 def left_files(directory: str) -> list[str]:

@@ -34,13 +34,22 @@ def nothing_left(tmp_path: Path) -> bool:
 @pytest.mark.qemu
 @pytest.mark.linux
 def test_a_linux_guest_lives_its_whole_life(hv: Hv, guest_cache: str, tmp_path: Path) -> None:
-    """It boots, is paused, answers on its shell, is rebooted and stopped, and nothing of it is left."""
+    """It boots, is paused, answers on its shell, moves, is rebooted and stopped, and nothing of it is left."""
     done = hv("demo", "--guest-cache", guest_cache)
     assert done.returncode == 0, done.stdout + done.stderr
     # On a slow host the kernel has more to say than is shown before the guest is ready.
-    told = ("accelerator ", "the guest is up", "said nothing for 1 s", "│ awake", "load average", "host-stop")
+    told = (
+        "accelerator ",
+        "the guest is up",
+        "said nothing for 1 s",
+        "│ awake",
+        "load average",
+        "it runs there",
+        "host-stop",
+    )
     assert [text for text in told if text not in done.stdout] == []
-    assert done.stdout.count("has ended") == 2
+    assert done.stdout.count("│ awake") == 2
+    assert done.stdout.count("has ended") == 3
     assert done.stderr == ""
     assert nothing_left(tmp_path)
 

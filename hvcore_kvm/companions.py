@@ -7,6 +7,7 @@ its record, or as the writer of the file its output goes to.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import attrs
 
 from hvcore import Deadline, HostError
-from hvcore_kvm import process
+from hvcore_kvm import private_root, process
 
 COMPANIONS = "companions.json"
 _SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/usr/libexec:/usr/lib/qemu"
@@ -46,6 +47,9 @@ class Companion:
         listens: its socket is a listening one, to which QEMU's end is connected; else the two are a pair.
         inherits: opens further descriptors for it, which become numbers 4, 5, ... in their order.
         prepare: done before it is started, for example making its directory.
+        writes: the directories that it keeps files in, if it needs nothing else of the host and no privilege: beside a
+            QEMU with a root of its own it then has one too, is the same user, and those belong to that. ``None`` for a
+            program that confines itself, or that needs privileges.
         connection: QEMU's end of the connection once it has been started, until `take` hands it on.
     """
 
@@ -54,6 +58,7 @@ class Companion:
     listens: bool = False
     inherits: tuple[Callable[[], int], ...] = ()
     prepare: Callable[[], None] | None = None
+    writes: tuple[str, ...] | None = None
     connection: int | None = None
 
     def take(self) -> int:
@@ -80,12 +85,32 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=_SEARCHED)
 
 
-def start_companion(companion: Companion, output_fd: int) -> CompanionRecord:
+@attrs.frozen(kw_only=True)
+class CompanionConfinement:
+    """How a companion is confined beside a QEMU that is.
+
+    Attributes:
+        launcher: words before its own, as those before QEMU's.
+        namespaces: kinds of namespaces of its own.
+        owner: user id it runs as.
+        place: an empty directory to put its root together on.
+    """
+
+    launcher: tuple[str, ...]
+    namespaces: tuple[str, ...]
+    owner: int
+    place: str
+
+
+def start_companion(
+    companion: Companion, output_fd: int, confinement: CompanionConfinement | None = None
+) -> CompanionRecord:
     """Start a companion; its connection is QEMU's to take.
 
     Args:
         companion: which.
         output_fd: where its output goes.
+        confinement: how it is confined, if it can be.
 
     Returns:
         The record of the process.
@@ -95,18 +120,43 @@ def start_companion(companion: Companion, output_fd: int) -> CompanionRecord:
     """
     if companion.prepare is not None:
         companion.prepare()
+    launcher: tuple[str, ...] = ()
+    enter: Callable[[], None] | None = None
+    if confinement is not None and companion.writes is not None:
+        for path in companion.writes:
+            _hand_over(path, confinement.owner)
+        program = private_root.program_tree(companion.argv[0])
+        root = private_root.PrivateRoot(
+            owner=confinement.owner, paths=(program,) if program else (), writable=companion.writes
+        )
+        launcher = confinement.launcher
+        enter = functools.partial(private_root.enter, confinement.namespaces, root, confinement.place)
     ours, theirs = _connection(companion.listens)
     more: list[int] = []
     with ours, theirs:
         try:
             for inherit in companion.inherits:
                 more.append(inherit())
-            pid = process.spawn(companion.argv, [theirs.fileno(), *more], output_fd)
+            pid = process.spawn(companion.argv, [theirs.fileno(), *more], output_fd, launcher, enter)
         finally:
             for fd in more:
                 os.close(fd)
         companion.connection = ours.detach()
     return CompanionRecord(name=companion.name, identity=process.identify(pid))
+
+
+def _hand_over(path: str, owner: int) -> None:
+    """Give a directory and its files to a user; what it leads to elsewhere stays whose it is."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(directory):
+                os.chown(name, owner, owner, dir_fd=directory, follow_symlinks=False)
+            os.fchown(directory, owner, owner)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise HostError(f"cannot give {path} to user {owner}: {error.strerror}") from error
 
 
 def _connection(listens: bool) -> tuple[socket.socket, socket.socket]:

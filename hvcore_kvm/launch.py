@@ -30,7 +30,14 @@ from hvcore_kvm import private_root, process
 from hvcore_kvm.affinity import pin_running
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.cgroup import Cgroup, find_hierarchy, remove_groups
-from hvcore_kvm.companions import COMPANIONS, Companion, CompanionRecords, kill_companion, start_companion
+from hvcore_kvm.companions import (
+    COMPANIONS,
+    Companion,
+    CompanionConfinement,
+    CompanionRecords,
+    kill_companion,
+    start_companion,
+)
 from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, JOURNAL, ROOT, STDERR, InstanceDirectory
 from hvcore_kvm.families import FdRequest, InterfaceEvent
 from hvcore_kvm.launch_plan import LaunchPlan
@@ -217,11 +224,23 @@ class Launch:
     def _start_companion(self, companion: Companion) -> None:
         output = self._directory.append_only(COMPANIONS_OUTPUT)
         try:
-            started = start_companion(companion, output)
+            started = start_companion(companion, output, self._confinement())
         finally:
             os.close(output)
         self._companions = attrs.evolve(self._companions, companions=(*self._companions.companions, started))
         self._directory.write(COMPANIONS, self._companions, schema=SCHEMA)
+
+    def _confinement(self) -> CompanionConfinement | None:
+        """That of QEMU, for a companion; signals reach one that is not the first process of a namespace."""
+        security = self._plan.security
+        if security.root is None:
+            return None
+        return CompanionConfinement(
+            launcher=security.launcher,
+            namespaces=tuple(kind for kind in security.namespaces if kind != "pid"),
+            owner=security.root.owner,
+            place=self._directory.join(ROOT),
+        )
 
     def _end_companions(self) -> None:
         for record in self._companions.companions:

@@ -48,15 +48,18 @@ _COPY_LIMIT = 1 << 30
 class PrivateRoot:
     """The file system of one QEMU process: programs and libraries of the host, what is named here, and nothing else.
 
-    Everything is read-only. What the definition names and QEMU opens by its path, such as a kernel, the driver adds.
+    Everything but ``writable`` is read-only. What the definition names and QEMU opens by its path, such as a kernel,
+    the driver adds.
 
     Attributes:
         owner: user id QEMU runs as. Devices belong to it, and copies of files that only others may read.
         paths: files, directories and devices of the host, seen at the same place.
+        writable: directories of the host, seen at the same place, that may be written to as far as their owners let it.
     """
 
     owner: int
     paths: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
 
 
 def program_tree(path: str) -> str | None:
@@ -98,6 +101,8 @@ def enter(namespaces: Iterable[str], root: PrivateRoot | None, place: str) -> No
     # What is in a directory that is shown comes after it.
     for path in (*_SYSTEM, *sorted((*_SETTINGS, *_DEVICES, *root.paths), key=len)):
         tree.show(path)
+    for path in root.writable:
+        tree.serve(path)
     os.umask(before)
     try:
         os.chdir(place)
@@ -143,6 +148,17 @@ class _Tree:
             return
         except OSError as error:
             raise HostError(f"cannot show {path} to QEMU: {error.strerror}", code="confinement-refused") from error
+
+    def serve(self, path: str) -> None:
+        """Let a directory of the host be seen at the same place, and be written to."""
+        path = os.path.normpath(path)
+        target = f"{self._top}{path}"
+        try:
+            os.makedirs(target, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise HostError(f"cannot show {path}: {error.strerror}", code="confinement-refused") from error
+        _mount(os.path.realpath(path), target, None, _BIND)
+        _mount("none", target, None, _REMOUNT | _BIND | _NOSUID | _NODEV | _NOEXEC)
 
     def show_processes(self) -> None:
         """Let QEMU see its own process and no other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -216,6 +217,7 @@ def _add_tpm(builder: Builder) -> None:
             "--terminate",
         ),
         prepare=lambda: _make(state),
+        writes=(state,),
     )
     number = _companion(builder, companion)
     driver = "tpm-tis-device" if builder.family == "virt" else f"tpm-{builder.definition.devices.tpm}"
@@ -227,6 +229,9 @@ def _add_tpm(builder: Builder) -> None:
 
 
 def _make(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        # It may belong to the user that the last swtpm ran as. Nobody else can put another in its place.
+        os.chown(directory, os.geteuid(), os.getegid(), follow_symlinks=False)
     private_directory(directory)
 
 

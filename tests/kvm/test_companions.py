@@ -141,12 +141,12 @@ def test_a_companion_that_does_not_start(
     assert {path for path in host.files() if path.startswith("state")} == set()
 
 
-def _failing(companion: Companion, output: int) -> Any:
+def _failing(companion: Companion, *more: Any) -> Any:
     from hvcore_kvm.companions import start_companion
 
     if companion.name.startswith("virtiofsd"):
         raise hvcore.HostError("virtiofsd cannot be started")
-    return start_companion(companion, output)
+    return start_companion(companion, *more)
 
 
 # Starts an instance, and is killed when QEMU itself is about to be spawned.

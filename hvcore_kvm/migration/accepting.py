@@ -28,6 +28,7 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.launch import Arrival
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials
+from hvcore_kvm.migration.evidence import arriving_phase
 from hvcore_kvm.migration.info import Moving
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.negotiation import check_policy, negotiate
@@ -219,7 +220,7 @@ def accept_again(
         HypervisorRefused: QEMU's own words.
     """
     with connect(directory, seen.process, deadline) as monitor:
-        phase = monitor.status().phase
+        phase = MigrationPhase.NONE if seen.migration is None else arriving_phase(seen.migration, seen.events)
         if phase is not MigrationPhase.POSTCOPY_PAUSED:
             raise AlreadyRunning(
                 f"it is arriving already: {phase.value}", instance=directory.name, hint="finalize that migration first"

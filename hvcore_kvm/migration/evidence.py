@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
+from hvcore import MigrationPhase
 from hvcore_kvm.events import QemuEvent
+from hvcore_kvm.migration.status import phase_of
 from hvcore_kvm.runtime import MigrationRecord
 
 _GONE = ("completed", "postcopy-active", "postcopy-paused", "postcopy-recover", "postcopy-device")
@@ -19,6 +21,19 @@ class Whereabouts(enum.Enum):
     HERE = "here"
     PERHAPS = "perhaps"
     GONE = "gone"
+
+
+def arriving_phase(record: MigrationRecord, events: Iterable[QemuEvent]) -> MigrationPhase:
+    """How far a migration is on its destination.
+
+    QEMU is not asked: at the end of post-copy, ``query-migrate`` reads on a destination what another thread frees.
+
+    Args:
+        record: of the destination.
+        events: what its QEMU has reported.
+    """
+    told = [e.data.get("status") for e in events if e.name == "MIGRATION" and e.time >= record.began - _MOMENT]
+    return phase_of(str(told[-1])) if told else MigrationPhase.NONE
 
 
 def whereabouts(record: MigrationRecord, events: Iterable[QemuEvent]) -> Whereabouts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import attrs
 
@@ -23,15 +23,19 @@ from hvcore import (
 from hvcore_kvm import process
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.directory import STDERR, InstanceDirectory
+from hvcore_kvm.events import read_events
 from hvcore_kvm.lifecycle import Control
-from hvcore_kvm.migration.evidence import Whereabouts, whereabouts
+from hvcore_kvm.migration.evidence import Whereabouts, arriving_phase, whereabouts
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.sending import OVER, cancel, put_back, tidy
 from hvcore_kvm.observation import Observed, observe
-from hvcore_kvm.runtime import MIGRATION, SCHEMA, RuntimeRecord
+from hvcore_kvm.runtime import MIGRATION, SCHEMA, MigrationRecord, RuntimeRecord
 
 _PATIENCE = 10.0
 """Seconds until the two sides of a migration that has ended agree on that."""
+
+_LOOK_AGAIN = 0.05
+"""Seconds after which the events are read again."""
 
 _MOVED = "it was moved to another host"
 _TAIL = 4096
@@ -209,13 +213,10 @@ class Finalizing:
         assert record is not None  # noqa: S101 - asked before
         # The source knows that it has all been sent a moment before all of it has been loaded here.
         sent = (MigrationPhase.NONE, MigrationPhase.SETUP, *OVER)
-        status = monitor.wait(lambda s: s.phase.is_final or s.phase in sent, self._patience())
+        phase = self._arriving(record, monitor, sent)
         over = MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED
-        if status.phase is not MigrationPhase.COMPLETED and status.phase not in over:
-            raise WrongState(
-                f"the guest has not arrived: {status.phase.value}{': ' if status.error else ''}{status.error}",
-                hint="finalize it as failed on both sides",
-            )
+        if phase is not MigrationPhase.COMPLETED and phase not in over:
+            raise WrongState(f"the guest has not arrived: {phase.value}", hint="finalize it as failed on both sides")
         let_run = record.runs and not record.over
         if let_run:
             # Written first: who finds it knows that it may have run here.
@@ -232,7 +233,7 @@ class Finalizing:
         if let_run:
             monitor.attempt("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
         after = _plain(monitor.run_state())
-        if status.phase in over:
+        if phase in over:
             detail = "it runs here; the rest of its memory is still being fetched"
             return Transition(
                 name=self._name, before=InstanceState.INCOMING, after=after, changed=let_run, detail=detail
@@ -241,6 +242,17 @@ class Finalizing:
         return Transition(
             name=self._name, before=InstanceState.INCOMING, after=after, changed=True, detail="it has arrived"
         )
+
+    def _arriving(
+        self, record: MigrationRecord, monitor: Monitor, wanted: Collection[MigrationPhase] = tuple(MigrationPhase)
+    ) -> MigrationPhase:
+        """The phase on the destination, once it is final or one of those wanted, or time is over."""
+        until = self._patience()
+        while True:
+            phase = arriving_phase(record, read_events(self._directory))
+            if phase.is_final or phase in wanted or until.expired:
+                return phase
+            monitor.wait_event(until.sooner(_LOOK_AGAIN))
 
     def _refuse_arrived(self, seen: Observed) -> None:
         record = seen.migration
@@ -303,10 +315,8 @@ class Finalizing:
             return self._recovered("undone", "it has not arrived, and nothing of it is left")
         if process.is_alive(record.owner):
             return None
-        with connect(self._directory, seen.process, self._deadline) as monitor:
-            status = monitor.status()
         # Once something has arrived, the source may be about to let go of it.
-        if status.phase not in (MigrationPhase.NONE, MigrationPhase.SETUP):
+        if arriving_phase(record, seen.events) not in (MigrationPhase.NONE, MigrationPhase.SETUP):
             return None
         self._control.discard(self._deadline)
         return self._recovered("undone", "nobody has sent it, and nothing of it is left")
@@ -316,9 +326,9 @@ class Finalizing:
         record = seen.migration
         if record is None or not seen.alive or process.is_alive(record.owner):
             return None
+        if arriving_phase(record, seen.events) is not MigrationPhase.COMPLETED:
+            return None
         with connect(self._directory, seen.process, self._deadline) as monitor:
-            if monitor.status().phase is not MigrationPhase.COMPLETED:
-                return None
             if record.runs and monitor.run_state() != "running":
                 monitor.execute("cont")
             if seen.record is not None:

@@ -38,6 +38,7 @@ from hvcore_kvm.migration.accepting import (
     start_once_more,
 )
 from hvcore_kvm.migration.compatibility import compare_versions
+from hvcore_kvm.migration.evidence import arriving_phase
 from hvcore_kvm.migration.finalizing import Finalizing
 from hvcore_kvm.migration.info import SCHEMA, Moving, Plugged, plain_definition, read_info, run_state_of
 from hvcore_kvm.migration.monitor import Monitor, connect
@@ -177,6 +178,8 @@ class MigrationOperations:
         """How far it is."""
         with self._host.directory(name) as directory:
             seen = self._alive(directory)
+            if seen.migration is not None and seen.migration.role == "destination":
+                return MigrationStatus(phase=arriving_phase(seen.migration, seen.events))
             with connect(directory, seen.process, deadline, QUERY) as monitor:
                 return monitor.sent(seen.migration)
 

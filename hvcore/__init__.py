@@ -71,6 +71,7 @@ _EXPORTS: dict[str, str] = {
     "MigrationTarget": "hvcore.model.migration",
     "MigrationCompatibility": "hvcore.model.migration",
     "SavedInstance": "hvcore.model.migration",
+    "Progress": "hvcore.model.progress",
     "Recovery": "hvcore.model.recovery",
     "RecoveredInstance": "hvcore.model.recovery",
     "NodeInfo": "hvcore.model.host",
@@ -138,6 +139,8 @@ _EXPORTS: dict[str, str] = {
     "unfinished": "hvcore.journal",
     "read_record": "hvcore.records",
     "write_record": "hvcore.records",
+    "as_plain": "hvcore.records",
+    "instance_lock": "hvcore.locks",
     "ConformanceProfile": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
     "Seconds": "hvcore.model.units",
@@ -295,6 +298,7 @@ if TYPE_CHECKING:
     from hvcore.linux import (
         read_node_info as read_node_info,
     )
+    from hvcore.locks import instance_lock as instance_lock
     from hvcore.migration import MigrationDestination as MigrationDestination
     from hvcore.migration import migrate as migrate
     from hvcore.migration_policy import read_migration_policy as read_migration_policy
@@ -414,6 +418,7 @@ if TYPE_CHECKING:
     from hvcore.model.plan import (
         PlannedOption as PlannedOption,
     )
+    from hvcore.model.progress import Progress as Progress
     from hvcore.model.recovery import RecoveredInstance as RecoveredInstance
     from hvcore.model.recovery import Recovery as Recovery
     from hvcore.model.state import (
@@ -496,6 +501,7 @@ if TYPE_CHECKING:
     from hvcore.params.json_schema import json_schema as json_schema
     from hvcore.params.structure import structure as structure
     from hvcore.params.structure import structure_sections as structure_sections
+    from hvcore.records import as_plain as as_plain
     from hvcore.records import read_record as read_record
     from hvcore.records import write_record as write_record
     from hvcore.registry import (

@@ -9,15 +9,17 @@ from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike
 from hvcore.directories import Directories
-from hvcore.errors import HypervisorError
+from hvcore.errors import HypervisorError, InvalidParameters
 from hvcore.findings import FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import sweep_locks
 from hvcore.model.instance import Instance
 from hvcore.params.declare import ParameterTable
-from hvcore.passage import Passage, checked_name, invalid_argument
+from hvcore.passage import Passage, check_path, checked_name, invalid_argument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hvcore.model.console import Console, PasswordResult, Screenshot
     from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
     from hvcore.model.events import EventBatch
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     )
     from hvcore.model.migration_policy import MigrationPolicy
     from hvcore.model.plan import Plan
+    from hvcore.model.progress import Progress
     from hvcore.model.recovery import Recovery
     from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
 
@@ -252,13 +255,55 @@ class Driver(Passage):
         """Let the guest's virtual CPUs run; a running instance stays as it is."""
         return self._named("resume_instance", instance, timeout)
 
-    def save_instance(self, instance: Instance | str, path: str, *, timeout: float | None = None) -> SavedInstance:
-        """Save memory and devices of a running instance to a new file and stop it."""
-        return self._named("save_instance", instance, timeout, path=path)
+    def save_instance(
+        self,
+        instance: Instance | str,
+        path: str,
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,
+    ) -> SavedInstance:
+        """Save memory and devices of a running or paused instance to a new file and stop it.
 
-    def restore_instance(self, path: str, *, paused: bool = False, timeout: float | None = None) -> Transition:
-        """Start an instance from a file that `save_instance` wrote."""
-        return self._call("restore_instance", timeout=timeout, path=path, paused=paused, deadline=...)
+        Args:
+            instance: the instance, or just its name.
+            path: absolute path of a file that does not exist.
+            on_progress: called with how far it is, many times a second.
+            timeout: seconds until it must be done; else the instance runs on.
+        """
+        return self._named("save_instance", instance, timeout, paths=("path",), path=path, on_progress=on_progress)
+
+    def restore_instance(
+        self,
+        path: str,
+        *,
+        paused: bool = False,
+        force: bool = False,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,
+    ) -> Transition:
+        """Start an instance from a file that `save_instance` wrote.
+
+        Args:
+            path: absolute path of the file.
+            paused: leave the guest paused, also when it ran.
+            force: also when it was restored before, or its disks have been written since.
+            on_progress: called with how far it is, many times a second.
+            timeout: seconds until it must be done; else nothing is left of it.
+        """
+        try:
+            check_path("path", path, None)
+        except InvalidParameters as error:
+            raise self._stamp(error, "restore_instance", None) from None
+        return self._call(
+            "restore_instance",
+            timeout=timeout,
+            path=path,
+            paused=paused,
+            force=force,
+            on_progress=on_progress,
+            deadline=...,
+        )
 
     def cleanup_instance(self, instance: Instance | str, *, timeout: float | None = None) -> Transition:
         """Forget an instance that is not alive."""

@@ -22,6 +22,7 @@ from hvcore.model.instance import Instance, with_identities
 from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.names import check_instance_name
 from hvcore.operation import DISPATCHER, Dispatcher, DriverView, OperationCall, result_type
+from hvcore.params.checks import absolute_path
 from hvcore.params.declare import ParameterTable
 
 
@@ -52,13 +53,16 @@ class Passage:
         timeout: float | None,
         *,
         sizes: tuple[str, ...] = (),
+        paths: tuple[str, ...] = (),
         **arguments: Any,
     ) -> Any:
-        """Call an operation on one instance; ``sizes`` are the arguments that are numbers of bytes."""
+        """Call an operation on one instance; ``sizes`` are the arguments that are numbers of bytes, ``paths`` paths."""
         try:
             name = checked_name(instance)
             for path in sizes:
                 _check_size(path, arguments[path], name)
+            for path in paths:
+                check_path(path, arguments[path], name)
         except InvalidParameters as error:
             raise self._stamp(error, operation, None) from None
         return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
@@ -190,6 +194,17 @@ def _check_size(path: str, value: object, instance: str) -> None:
         raise invalid_argument(path, f"is not a whole number of bytes but {type(value).__name__}", instance)
     if not 0 < value < 2**63:
         raise invalid_argument(path, "is not a number of bytes that a disk or memory can have", instance)
+
+
+def check_path(path: str, value: object, instance: str | None) -> None:
+    """Refuse an argument that is no absolute path.
+
+    Raises:
+        InvalidParameters: it is none.
+    """
+    problem = absolute_path(value) if type(value) is str else f"is not text but {type(value).__name__}"
+    if problem:
+        raise invalid_argument(path, problem, instance)
 
 
 def invalid_argument(path: str, message: str, instance: str | None) -> InvalidParameters:

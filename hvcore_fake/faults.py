@@ -54,6 +54,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     ),
     "pause_instance": ("pause", "commit"),
     "resume_instance": ("resume", "commit"),
+    "save_instance": ("file", "kill", "ending", "removal", "commit"),
+    "restore_instance": ("directory", "process", "record", "load", "mark", "resume", "commit"),
     "cleanup_instance": ("removal", "commit"),
     "accept_instance": ("directory", "process", "record", "commit"),
     "migrate_instance": ("send", "commit"),
@@ -68,9 +70,10 @@ EFFECTS: dict[str, tuple[str, ...]] = {
 ``directory`` makes the instance's directory; ``process`` spawns the hypervisor process, its guest paused; ``record``
 writes the runtime record; ``resume`` lets the guest run; ``pause`` stops it; ``button`` presses the power button;
 ``wait`` gives the guest its time; ``kill`` ends the process; ``ending`` writes why the instance ended; ``removal``
-removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``send``
-begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets its
-guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
+removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``file``
+writes the file of a saved instance; ``load`` gives its guest to a process; ``mark`` writes into it that it is restored;
+``send`` begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets
+its guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
 host; ``commit`` ends the journal.
 """
 

@@ -61,7 +61,14 @@ def launch(
     in_time()
 
 
-def finish(world: World, name: str, effect: Effects = at_once, cause: Cause | None = None, detail: str = "") -> None:
+def finish(
+    world: World,
+    name: str,
+    effect: Effects = at_once,
+    cause: Cause | None = None,
+    detail: str = "",
+    saved_as: str | None = None,
+) -> None:
     """End a life whose process is gone: write down why, and remove what it held.
 
     Args:
@@ -70,10 +77,11 @@ def finish(world: World, name: str, effect: Effects = at_once, cause: Cause | No
         effect: carries out each effect.
         cause: why it ended, when its events need not be asked.
         detail: the same for people.
+        saved_as: which save ended it, if one did.
     """
     data = f"{ENDINGS}{name}/"
     held = (record_key(name), definition_key(name), directory_key(name))
-    effect("ending", lambda: _write_ending(world, name, cause, detail), files=(ending_key(name), data))
+    effect("ending", lambda: _write_ending(world, name, cause, detail, saved_as), files=(ending_key(name), data))
     effect("removal", lambda: world.store.remove(*held), files=held)
 
 
@@ -101,7 +109,7 @@ def write_record(world: World, instance: Instance, *, incoming: bool = False) ->
     world.store.remove(definition_key(instance.name), ending_key(instance.name))
 
 
-def _write_ending(world: World, name: str, cause: Cause | None, detail: str) -> None:
+def _write_ending(world: World, name: str, cause: Cause | None, detail: str, saved_as: str | None) -> None:
     account = look(world, name)
     known = account if account is not None and account.listed else None
     if known is None and cause is None:
@@ -110,10 +118,10 @@ def _write_ending(world: World, name: str, cause: Cause | None, detail: str) -> 
         state, reason = known.state, known.reason
     else:
         reason = StateReason(cause=cause or Cause.HOST_STOP, detail=detail, since=world.clock(), boot_id=boot_id())
-        state = InstanceState.STOPPED
+        state = InstanceState.STOPPED if saved_as is None else InstanceState.SAVED
     definition = _next_definition(world, name, known)
     uuid = None if definition is None else definition.uuid
-    ending = Ending(state=state, reason=reason, uuid=uuid, instance=definition)
+    ending = Ending(state=state, reason=reason, uuid=uuid, instance=definition, saved_as=saved_as)
     world.store.write(ending_key(name), ending)
 
 

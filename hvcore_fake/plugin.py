@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from hvcore import (
     HOOK_API,
     AncillaryFiles,
@@ -41,11 +38,10 @@ from hvcore_fake import lifecycle, migration, parameters, queries
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.plan import plan_start
 from hvcore_fake.recovery import recover
+from hvcore_fake.saving_hooks import SavingHooks
 from hvcore_fake.settings import read_settings
 from hvcore_fake.transaction import Call
 from hvcore_fake.world import World
-
-T = TypeVar("T")
 
 _CAPABILITIES = (
     Capability.PLAN,
@@ -54,6 +50,7 @@ _CAPABILITIES = (
     Capability.REBOOT,
     Capability.RESET,
     Capability.PAUSE,
+    Capability.SAVE_RESTORE,
     Capability.RECOVER,
     Capability.VERIFY_INSTANCE,
     Capability.CONSOLE,
@@ -65,7 +62,7 @@ _CAPABILITIES = (
 )
 
 
-class FakeDriver:
+class FakeDriver(SavingHooks):
     """A driver of a modelled hypervisor, with state on disk, a virtual clock and scripted faults."""
 
     def __init__(self, context: DriverContext) -> None:
@@ -284,16 +281,3 @@ class FakeDriver:
 
     def _host_findings(self, instance: Instance) -> FindingSet:
         return FindingSet([*check_disks(instance), *check_use(self._world, instance)])
-
-    def _run(self, operation: str, instance: str | None, deadline: Deadline | None, work: Callable[[Call], T]) -> T:
-        call = Call(
-            operation=operation,
-            instance=instance,
-            deadline=deadline or Deadline.after(None),
-            faults=self._faults,
-            world=self._world,
-        )
-        call.omits(None, "before")
-        result = work(call)
-        call.omits(None, "after")
-        return result

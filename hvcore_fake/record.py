@@ -144,9 +144,11 @@ class Ending:
         state: the state it ended in.
         reason: why, since when, in which boot of the host.
         instance: the definition it ran with, if it was known.
+        saved_as: which save of it ended it, if one did.
     """
 
     state: InstanceState
     reason: StateReason
     uuid: str | None = None
     instance: Instance | None = None
+    saved_as: str | None = None

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvcore import (
+    Cause,
     FindingSet,
     HypervisorError,
+    InstanceState,
     InvalidParameters,
+    RecordError,
     RecoveredInstance,
     Recovery,
     unfinished,
@@ -18,6 +21,7 @@ from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.finishing import settle_destination, settle_sides, settle_source
 from hvcore_fake.life import at_once, finish, kept_definition, launch, put_in_order
 from hvcore_fake.link import PROCESSES
+from hvcore_fake.saved_file import discard, mark, read_saved
 from hvcore_fake.transaction import JOURNALS, Call, journal_key
 from hvcore_fake.world import World
 
@@ -137,6 +141,32 @@ def _settle_finish_destination(world: World, name: str, begin: Mapping[str, Any]
     return UNDONE, "the migration is as it was"
 
 
+def _settle_save(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del steps
+    path, ident = str(begin.get("path", "")), str(begin.get("id", ""))
+    if world.process(name) is not None:
+        discard(path)
+        put_in_order(world, name)
+        return UNDONE, "it runs on"
+    finish(world, name, cause=Cause.HOST_SAVE, detail=f"it was saved to {path}", saved_as=ident)
+    return COMPLETED, f"it is in {path}"
+
+
+def _settle_restore(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    process = world.process(name)
+    # What has begun to run is not undone: it must not run twice.
+    if _committed(steps) or (process is not None and process.state is InstanceState.RUNNING):
+        return COMPLETED, "it had been restored"
+    _put_back(world, steps)
+    path, restored = str(begin.get("path", "")), bool(begin.get("restored"))
+    try:
+        if read_saved(path).restored is not restored:
+            mark(path, restored)
+    except RecordError:
+        return UNDONE, f"what had been started was taken away; {path} has gone"
+    return UNDONE, "what had been started was taken away"
+
+
 def _start_again(world: World, name: str) -> tuple[str, str]:
     definition = kept_definition(world, name)
     if definition is None:
@@ -174,4 +204,6 @@ _SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str,
     "cancel_migration": _settle_control,
     "finalize_migration_source": _settle_finish_source,
     "finalize_migration_dst": _settle_finish_destination,
+    "save_instance": _settle_save,
+    "restore_instance": _settle_restore,
 }

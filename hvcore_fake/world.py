@@ -118,6 +118,13 @@ class World(Moving):
         self._write(process)
         return process
 
+    def load(self, name: str, guest: Process) -> None:
+        """Give a process that waits the state of a guest that was frozen."""
+        waiting = self.process(name)
+        if waiting is not None:
+            arrived = attrs.evolve(guest, pid=waiting.pid, started=waiting.started, since=self.clock())
+            self._write(attrs.evolve(arrived, events_before=waiting.events_before, stopping=False))
+
     def resume(self, name: str) -> None:
         """Let the guest run. Without a process, nothing happens: so it is after a lie."""
         process = self.process(name)

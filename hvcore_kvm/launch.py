@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import psutil
@@ -75,6 +75,19 @@ class Arrival:
     listen: Callable[[QmpClient, int], None]
 
 
+class SavedGuest(Protocol):
+    """A guest that comes from a file."""
+
+    def load(self, client: QmpClient, deadline: Deadline) -> None:
+        """Give it to a QEMU that waits for it. Raises `QmpError`, or what ends the start."""
+
+    def mark(self) -> None:
+        """It is there; from now on it may run, here and nowhere else."""
+
+    def unmark(self) -> None:
+        """It is there no more."""
+
+
 class Launch:
     """One start. Use it once.
 
@@ -84,6 +97,7 @@ class Launch:
         start_timeout: seconds QEMU may take until its monitor answers.
         announce: told of network interfaces that have come up.
         arrival: its guest comes from another host.
+        saved: its guest comes from a file.
     """
 
     def __init__(
@@ -93,9 +107,11 @@ class Launch:
         start_timeout: float,
         announce: Callable[[InterfaceEvent], None],
         arrival: Arrival | None = None,
+        saved: SavedGuest | None = None,
     ) -> None:
         self._plan = plan
         self._arrival = arrival
+        self._saved = saved
         self._directory = directory
         self._start_timeout = start_timeout
         self._announce = announce
@@ -190,6 +206,10 @@ class Launch:
         journal.run(Step(name="records", do=self._keep_records, undo=self._restore_records))
         self._greet(deadline)
         self._set_up(journal, deadline)
+        saved = self._saved
+        if saved is not None:
+            journal.run(Step(name="load", do=functools.partial(self._load, saved, deadline)))
+            journal.run(Step(name="mark", do=saved.mark, undo=saved.unmark))
         if not plan.paused:
             journal.run(Step(name="cont", do=lambda: self._cont(deadline)))
 
@@ -253,7 +273,8 @@ class Launch:
             do = functools.partial(self._execute, command.name, deadline, command.arguments)
             journal.run(Step(name=f"{command.name} for {command.origin}", do=do))
         # The balloon of a guest that arrives is as it was.
-        if definition.memory.memory_min is not None and self._arrival is None:
+        arrives = self._arrival is not None or self._saved is not None
+        if definition.memory.memory_min is not None and not arrives:
             journal.run(Step(name="balloon", do=lambda: self._inflate(deadline)))
         if plan.pins:
             journal.run(Step(name="pin threads", do=lambda: self._pin(deadline)))
@@ -361,6 +382,17 @@ class Launch:
                 self._directory.write(name, old, schema=SCHEMA, data=True)
         if self._old_history is None and self._old_placement is None:
             self._directory.remove_data_if_empty()
+
+    def _load(self, saved: SavedGuest, deadline: Deadline) -> None:
+        assert self._client is not None  # noqa: S101 - set by a step before
+        try:
+            saved.load(self._client, deadline)
+        except QmpRefused as error:
+            raise HypervisorRefused(error.command, error.error_class, error.text) from error
+        except QmpTimeout as error:
+            raise DeadlineExceeded("QEMU did not load the guest in time", hint="give it more time") from error
+        except QmpError as error:
+            raise self._not_ready(error) from error
 
     def _cont(self, deadline: Deadline) -> None:
         self._execute("cont", deadline)

@@ -39,12 +39,17 @@ from hvcore_kvm.runtime import (
     MIGRATION,
     PLACEMENT,
     REBOOT,
+    RESTORING,
+    SAVING,
     SCHEMA,
     STOP_REQUEST,
+    UNSENT,
     History,
     Reboot,
+    Saving,
     StopRequest,
 )
+from hvcore_kvm.saving.recovery import discard_part, give_back, saved_as, undo_save
 
 PRESS_AGAIN = 5.0
 """Seconds after which the power button is pressed again: a guest that was still booting missed the first."""
@@ -120,7 +125,7 @@ class Control:
         with self._monitor(deadline) as client:
             status = self._status(client, deadline)
             self._refuse_moving(client, deadline)
-            if status in ("paused", "prelaunch"):
+            if status in ("paused", "prelaunch") or (status == "postmigrate" and self._directory.tail(UNSENT, 1)):
                 return self._unchanged(_plain(status), "it was paused already")
             if status != "running":
                 raise WrongState(f"it cannot be paused: QEMU's run state is {status}", instance=self._name)
@@ -136,16 +141,27 @@ class Control:
             if status == "running":
                 return self._unchanged(InstanceState.RUNNING, "it was running already")
             self._refuse_moving(client, deadline)
-            if status not in _RESUMABLE:
+            unsent = status == "postmigrate" and bool(self._directory.tail(UNSENT, 1))
+            if status not in _RESUMABLE and not unsent:
                 raise WrongState(
                     f"it cannot be resumed: QEMU's run state is {status}",
                     instance=self._name,
                     hint="after a migration the other side may run; otherwise reset or stop it",
                 )
             self._execute(client, "cont", deadline)
+            if unsent:
+                self._directory.remove(UNSENT)
         return Transition(
             name=self._name, before=_plain(status), after=InstanceState.RUNNING, changed=True, detail="resumed"
         )
+
+    def end_saved(self, seen: Observed, deadline: Deadline) -> None:
+        """End the process of an instance whose state is in a file."""
+        if seen.process is not None:
+            with process.held(seen.process.identity) as pidfd:
+                if pidfd is not None and not process.end(pidfd, deadline):
+                    raise OutcomeUnknown("it is saved, and QEMU does not end", hint="'hv recover' completes it")
+        self._finish(self._after_end(seen), None)
 
     def reset(self, deadline: Deadline) -> Transition:
         """Press the reset button."""
@@ -205,9 +221,17 @@ class Control:
         if not self._directory.exists:
             return None, None
         seen = observe(self._directory)
-        reboot = None
+        saving = reboot = None
+        with contextlib.suppress(RecordError):
+            saving = self._directory.read(SAVING, Saving, schema=SCHEMA)
         with contextlib.suppress(RecordError):
             reboot = self._directory.read(REBOOT, Reboot, schema=SCHEMA)
+        if saving is not None:
+            return self._recover_save(seen, saving, deadline), None
+        if seen.alive and seen.unfinished and self._directory.tail(RESTORING, 1) and last(seen.events, "RESUME"):
+            # It must not run twice: what has begun to run is not undone.
+            self._directory.remove(JOURNAL)
+            return self._recovered("restore", "completed", "the guest runs"), None
         if seen.started:
             if self._directory.tail(JOURNAL, 1):
                 # Killed between the guest's start and the end of the journal: it is completed.
@@ -228,6 +252,14 @@ class Control:
             self._clear(seen, deadline)
             return self._recovered("stop", "completed", "what it had left was cleaned up"), None
         return None, None
+
+    def _recover_save(self, seen: Observed, saving: Saving, deadline: Deadline) -> RecoveredInstance:
+        if saved_as(self._directory) is not None:
+            self.end_saved(seen, deadline)
+            return self._recovered("save", "completed", f"it is in {saving.path}")
+        undo_save(self._directory, saving, deadline)
+        detail = "it goes on" if seen.alive else "its process had ended"
+        return self._recovered("save", "undone", detail)
 
     def _recovered(self, operation: str, outcome: str, detail: str) -> RecoveredInstance:
         return RecoveredInstance(name=self._name, operation=operation, outcome=outcome, detail=detail)
@@ -408,9 +440,16 @@ class Control:
             state, cause = InstanceState.STOPPED, forced
         else:
             cause, detail = reason.cause, reason.detail
+        saved = saved_as(self._directory)
+        if saved is not None:
+            state, cause, detail = InstanceState.SAVED, Cause.HOST_SAVE, f"it was saved to {saved.path}"
+        # Of one whose removal was interrupted, only the account of its end may be left.
+        saved_as_before = seen.ended.saved_as if seen.ended is not None else None
+        discard_part(self._directory)
         self._release(seen)
         if seen.unfinished:
             self._restore_history()
+            give_back(self._directory, seen.events)
         elif seen.process is not None:
             history = History(
                 uuid=(seen.record.instance.uuid if seen.record else None) or "",
@@ -420,6 +459,7 @@ class Control:
                 state=state,
                 cause=cause,
                 detail=detail,
+                saved_as=saved_as_before if saved is None else saved.id,
             )
             self._directory.write(HISTORY, history, schema=SCHEMA, data=True)
         if keep is None:

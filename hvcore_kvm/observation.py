@@ -37,6 +37,7 @@ from hvcore_kvm.runtime import (
     RECORD,
     SCHEMA,
     STOP_REQUEST,
+    UNSENT,
     Changes,
     History,
     MigrationRecord,
@@ -100,6 +101,7 @@ class Observed:
         starter: pid of the host application that is starting it at this moment.
         migration: a migration of it that nobody has finished.
         ended: how this life has ended, if that has been written down already: its removal was interrupted.
+        unsent: its state was given away and did not arrive; it is paused, whatever QEMU calls that.
         damage: what of this could not be read.
     """
 
@@ -115,6 +117,7 @@ class Observed:
     starter: int | None = None
     migration: MigrationRecord | None = None
     ended: History | None = None
+    unsent: bool = False
     damage: str = ""
 
     @property
@@ -159,6 +162,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         starter=_starter(entries),
         migration=found.get(MIGRATION),
         ended=None if alive else _written_end(directory, running),
+        unsent=bool(directory.tail(UNSENT, 1)),
         damage="; ".join(damage),
     )
 
@@ -296,6 +300,8 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
     status = results["query-status"]
     run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
     state, cause = _RUN_STATES.get(run_state, (InstanceState.UNKNOWN, Cause.OTHER))
+    if run_state == "postmigrate" and seen.unsent:
+        state, cause = InstanceState.PAUSED, Cause.HOST_PAUSE
     detail = "" if state is not InstanceState.UNKNOWN else f"QEMU's run state is {run_state[:40]!r}"
     event = last(seen.events, *_SINCE.get(state, ()))
     since = event.time if event else (seen.process.started if seen.process else None)

@@ -73,13 +73,14 @@ from hvcore_kvm.hotplug import (
     with_device,
 )
 from hvcore_kvm.kvm_device import probe_kvm
-from hvcore_kvm.launch import Launch
+from hvcore_kvm.launch import Launch, SavedGuest
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
 from hvcore_kvm.parameters.confidential import AMD
 from hvcore_kvm.release import lead_to, release
 from hvcore_kvm.resize import resize_disk
 from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
+from hvcore_kvm.saving.operations import Saver
 from hvcore_kvm.settings import KvmSettings
 from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support, supported_values
@@ -238,6 +239,19 @@ class Operations:
         """Resume it."""
         with self._directory(name) as directory:
             return self._control(directory).resume(deadline)
+
+    @property
+    def saver(self) -> Saver:
+        """What saves and restores."""
+        return Saver(
+            directories=self._directories,
+            compression="zlib" if self._settings.save_compression == "zlib" else "none",
+            control=self._control,
+            plan=lambda instance, directory, record, kept, deadline: self._plan(
+                instance, directory, False, deadline, running=record, kept=kept
+            ),
+            run=self._run,
+        )
 
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
         """Forget it."""
@@ -549,9 +563,11 @@ class Operations:
         )
         return decisions, [*findings, *problems]
 
-    def _run(self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline) -> InstanceState | None:
+    def _run(
+        self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline, saved: SavedGuest | None = None
+    ) -> InstanceState | None:
         """Start it; returns what its account said of it before."""
-        launch = Launch(plan, directory, self._settings.start_timeout, self._announce)
+        launch = Launch(plan, directory, self._settings.start_timeout, self._announce, saved=saved)
         launch.run(deadline)
         # Of a reboot that is now complete.
         directory.remove(REBOOT)
@@ -572,15 +588,17 @@ class Operations:
         paused: bool,
         deadline: Deadline,
         running: RuntimeRecord | None = None,
+        kept: Placement | None = None,
     ) -> LaunchPlan:
-        """Plan a start, or with the record of a running instance a change of that.
+        """Plan a start, or with the record of a running instance a change of that, or how it is to go on elsewhere.
 
         Raises:
             InvalidParameters: everything that stands against it.
         """
         decisions, findings = self._decide(instance, directory, deadline)
         if running is not None:
-            decisions = attrs.evolve(decisions, machine=running.machine, ports=running.ports)
+            kept = kept or decisions.kept
+            decisions = attrs.evolve(decisions, machine=running.machine, ports=running.ports, kept=kept)
         if not findings:
             plan, findings = plan_launch(decisions, directory, paused=paused)
             findings += check_support(plan.options, decisions.capabilities)

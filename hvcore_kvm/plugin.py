@@ -12,6 +12,8 @@ from hvcore_kvm.families import Families, collect
 from hvcore_kvm.settings import read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hvcore import (
         AncillaryFiles,
         BalloonResult,
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
         PasswordResult,
         Plan,
         PowercycleResult,
+        Progress,
         Recovery,
         ResizeResult,
+        SavedInstance,
         Screenshot,
         Transition,
     )
@@ -54,6 +58,11 @@ CLAIMS = (
     Claim(capability=Capability.REBOOT),
     Claim(capability=Capability.RESET),
     Claim(capability=Capability.PAUSE),
+    Claim(
+        capability=Capability.SAVE_RESTORE,
+        level=ClaimLevel.CONDITIONAL,
+        reason="no device of the instance may have a state that QEMU cannot save",
+    ),
     Claim(capability=Capability.RECOVER),
     Claim(capability=Capability.STATS),
     Claim(capability=Capability.VERIFY_INSTANCE),
@@ -212,6 +221,25 @@ class KvmDriver:
     def hv_resume_instance(self, name: str, deadline: Deadline) -> Transition:
         """Resume it."""
         return self._operations.resume_instance(name, deadline)
+
+    @hookimpl
+    def hv_save_instance(
+        self, name: str, path: str, on_progress: Callable[[Progress], object] | None, deadline: Deadline
+    ) -> SavedInstance:
+        """Save it to a file and end it."""
+        return self._operations.saver.save_instance(name, path, on_progress, deadline)
+
+    @hookimpl
+    def hv_restore_instance(
+        self,
+        path: str,
+        paused: bool,
+        force: bool,
+        on_progress: Callable[[Progress], object] | None,
+        deadline: Deadline,
+    ) -> Transition:
+        """Start it from its file."""
+        return self._operations.saver.restore_instance(path, paused, force, on_progress, deadline)
 
     @hookimpl
     def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:

@@ -20,6 +20,9 @@ HISTORY_BEFORE = "history-before.json"
 PLACEMENT = "placement.json"
 HOTPLUG = "hotplug.json"
 MIGRATION = "migration.json"
+SAVING = "saving.json"
+RESTORING = "restoring.json"
+UNSENT = "unsent.json"
 
 DeviceKind = Literal["disk", "nic", "vcpu"]
 
@@ -103,6 +106,7 @@ class History:
         state: what it was found to be then.
         cause: why.
         detail: why, for people.
+        saved_as: which save of it ended this life, if one did.
     """
 
     uuid: str
@@ -112,6 +116,39 @@ class History:
     state: InstanceState | None = None
     cause: Cause | None = None
     detail: str = ""
+    saved_as: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Saving:
+    """The instance is being saved to a file.
+
+    Attributes:
+        id: tells this save from every other; it stands in the file.
+        path: the file there will be.
+        part: the file while it is being written.
+        state: what the guest was doing before, as QEMU calls it.
+    """
+
+    id: str
+    path: str
+    part: str
+    state: str
+
+
+@attrs.frozen(kw_only=True)
+class Restoring:
+    """The instance is being restored from a file.
+
+    Attributes:
+        id: which save it is.
+        path: the file.
+        restored: when the file had been restored before, in seconds since the epoch; 0 for never.
+    """
+
+    id: str
+    path: str
+    restored: int
 
 
 @attrs.frozen(kw_only=True)
@@ -178,3 +215,14 @@ class MigrationRecord:
     downtime_limit: float
     raised: float
     over: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Unsent:
+    """QEMU has given away the guest's state, and nobody has got it: the guest is paused and may go on here.
+
+    Attributes:
+        time: since when, in seconds since the epoch.
+    """
+
+    time: float

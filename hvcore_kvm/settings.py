@@ -25,6 +25,11 @@ class KvmSettings:
     query_timeout: Seconds = param(
         default=Seconds(2.0), unit="seconds", summary="How long a query waits for one instance's answer."
     )
+    save_compression: str = param(
+        default="none",
+        choices=("none", "zlib"),
+        summary="How the files of saved instances are compressed; zlib takes longer, in which the guest stands still.",
+    )
     allow_powercycle: bool = param(
         default=False, summary="Let powercycle_node restart this host at once, without stopping anything first."
     )

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 from hvcore.hookspecs.markers import hookspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hvcore.deadline import Deadline
     from hvcore.model.instance import Instance
     from hvcore.model.migration import SavedInstance
     from hvcore.model.plan import Plan
+    from hvcore.model.progress import Progress
     from hvcore.model.recovery import Recovery
     from hvcore.model.state import Transition
 
@@ -151,36 +154,55 @@ def hv_resume_instance(name: str, deadline: Deadline) -> Transition:
 
 
 @hookspec(firstresult=True)
-def hv_save_instance(name: str, path: str, deadline: Deadline) -> SavedInstance:
-    """Save memory and devices of a running instance to a file and stop it.
+def hv_save_instance(
+    name: str, path: str, on_progress: Callable[[Progress], object] | None, deadline: Deadline
+) -> SavedInstance:
+    """Save memory and devices of a running or paused instance to a file and stop it.
+
+    The guest stands still meanwhile. Afterwards the instance is in state saved. The file has a checksum and can be
+    read by its owner only; the disks are not in it, and must not be written until it is restored.
 
     Args:
         name: name of the instance.
-        path: absolute path of a file that must not exist yet.
+        path: absolute path of a file that must not exist yet, in a directory that does.
+        on_progress: called in the same thread with how far it is, many times a second; must not raise. ``None`` for
+            nobody.
         deadline: by when to be done; on expiry the instance runs on and the file is gone.
 
     Returns:
         The file and its size in bytes.
 
-    Errors: `NotRunning`; `HostError`; `HypervisorRefused`; `DeadlineExceeded`.
+    Errors: `NotRunning`; `InvalidParameters` when the file cannot be made; `WrongState`; `HypervisorRefused` when a
+    device cannot be saved; `OperationFailed` when the file cannot be written; `DeadlineExceeded`. After each of them
+    the instance is what it was before.
 
     Capability: ``save-restore``. Since: 0.1.
     """
 
 
 @hookspec(firstresult=True)
-def hv_restore_instance(path: str, paused: bool, deadline: Deadline) -> Transition:
-    """Start an instance from a file that `hv_save_instance` wrote.
+def hv_restore_instance(
+    path: str, paused: bool, force: bool, on_progress: Callable[[Progress], object] | None, deadline: Deadline
+) -> Transition:
+    """Start an instance from a file that `hv_save_instance` wrote; it goes on as what it was.
+
+    The driver holds the instance's lock itself. A file is restored once: then it says so, because the disks have
+    moved on. It stays, and belongs to the host application.
 
     Args:
         path: absolute path of the file.
-        paused: leave the guest paused.
-        deadline: by when to be done.
+        paused: leave the guest paused, also when it ran.
+        force: restore it also when it was restored before, when the instance has run since, or when one of its disks
+            has been written since; the guest may find its file systems damaged.
+        on_progress: as in `hv_save_instance`.
+        deadline: by when to be done; on expiry everything is undone.
 
     Returns:
         What changed.
 
-    Errors: `AlreadyRunning`; `RecordError` when the file is damaged; everything a start can raise.
+    Errors: `AlreadyRunning`; `RecordError` when the file is damaged, or none of ours; `InvalidParameters` with
+    everything that stands against restoring it here; everything a start can raise. After each of them the file can
+    be restored as before.
 
     Capability: ``save-restore``. Since: 0.1.
     """

@@ -57,6 +57,7 @@ class Cause(enum.StrEnum):
     HOST_PAUSE = "host-pause"
     HOST_STOP = "host-stop"
     HOST_FORCE_STOP = "host-force-stop"
+    HOST_SAVE = "host-save"
     HOST_SIGNAL = "host-signal"
     HOST_RESTARTED = "host-restarted"
     STOP_REQUESTED = "stop-requested"

@@ -54,6 +54,23 @@ def test_everything_is_json_on_request(hv: Hv, instance_file: Path) -> None:
     assert json.loads(hv("stop", "web1", "--force", "--json").stdout)["after"] == "stopped"
 
 
+def test_into_a_file_and_out_of_it(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+    """A path is taken as the shell means it; the second restore is invalid, and is done when it is forced."""
+    hv("start", instance_file)
+    saved = hv("save", "web1", "web1.saved", cwd=tmp_path)
+    assert saved.stdout.startswith(f"web1: saved to {tmp_path}/web1.saved, "), saved.stderr
+    assert saved.stderr == ""
+    assert json.loads(hv("info", "web1", "--json").stdout)["state"] == "saved"
+    restored = hv("restore", tmp_path / "web1.saved", "--json")
+    assert json.loads(restored.stdout)["after"] == "running"
+    hv("stop", "web1", "--force")
+    again = hv("restore", "web1.saved", "--paused", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "restored-before" in again.stderr
+    forced = hv("restore", "web1.saved", "--paused", "--force", cwd=tmp_path)
+    assert forced.stdout == f"web1: restored from {tmp_path}/web1.saved; now paused\n"
+
+
 def test_recover_says_what_it_found(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
     """Nothing to do, one interrupted start undone, and the same for machines."""
     assert hv("recover").stdout == "nothing was half done\n"

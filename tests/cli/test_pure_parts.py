@@ -17,8 +17,10 @@ from hvcore.cli.failure import error_lines
 from hvcore.cli.instance_file import checked_instance, instance_name, read_instance_file
 from hvcore.cli.output import printable
 from hvcore.cli.plain_data import plain_data
+from hvcore.cli.progress_line import ProgressLine
 from hvcore.cli.session import setting_value
 from hvcore.findings import Finding, FindingSet
+from hvcore.model.progress import Progress
 from hvcore.model.state import Cause, InstanceInfo, InstanceState, StateReason
 
 NOTHING = FindingSet()
@@ -185,3 +187,10 @@ def test_a_definition_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     path.write_text('name = "web1"\nmemroy = 1\n', encoding="utf-8")
     with pytest.raises(errors.InvalidParameters, match="memroy"):
         checked_instance(Checker(), str(path))  # type: ignore[arg-type]
+
+
+def test_how_far_it_is() -> None:
+    """Done, total where there is one, and rate; what a driver calls a phase cannot drive the terminal."""
+    half = Progress(phase="saving", done=3 << 20, total=6 << 20)
+    assert ProgressLine.text(half, 2.0) == "saving: 3.0MiB of 6.0MiB, 1.5MiB/s"
+    assert ProgressLine.text(Progress(phase="\x1b[2J", done=0, total=0), 0.0) == "\\x1b[2J: 0B"

@@ -34,7 +34,7 @@ def test_the_description_names_driver_and_claims(driver: Driver) -> None:
 
     assert description.name == "fake"
     assert description.claim(Capability.EVENTS).offered
-    assert not description.claim(Capability.SAVE_RESTORE).offered
+    assert not description.claim(Capability.HOTPLUG).offered
 
 
 @pytest.mark.parametrize(

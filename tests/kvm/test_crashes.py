@@ -40,7 +40,7 @@ def watch(event, args):
         if not writes:
             return
     elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.posix_spawn", "socket.bind",
-                       "socket.connect", "signal.pidfd_send_signal"):
+                       "os.link", "socket.connect", "signal.pidfd_send_signal"):
         return
     count()
 
@@ -68,6 +68,10 @@ elif operation == "pause":
     driver.pause_instance(definition["name"])
 elif operation == "reboot":
     driver.reboot_instance(definition["name"], mode="hard")
+elif operation == "save":
+    driver.save_instance(definition["name"], os.environ["SAVED"])
+elif operation == "restore":
+    driver.restore_instance(os.environ["SAVED"])
 print(seen)
 """
 
@@ -75,7 +79,10 @@ print(seen)
 def _crash(host: Any, definition: dict[str, Any], operation: str, cut: int) -> int | None:
     """Run an operation in a host application that is killed at a cut; returns the number of cuts if it was not."""
     command = [sys.executable, "-c", _APPLICATION, json.dumps(host.settings), json.dumps(definition)]
-    done = subprocess.run([*command, operation, str(cut)], capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "SAVED": str(host.directory / "saved")}
+    done = subprocess.run(
+        [*command, operation, str(cut)], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
     if done.returncode == -9:
         return None
     assert done.returncode == 0, done.stderr
@@ -109,7 +116,12 @@ ALLOWED = {
     "graceful": (InstanceState.RUNNING, InstanceState.STOPPED),
     "pause": (InstanceState.RUNNING, InstanceState.PAUSED),
     "reboot": (InstanceState.RUNNING,),
+    "save": (InstanceState.RUNNING, InstanceState.SAVED),
+    "restore": (InstanceState.RUNNING, InstanceState.SAVED),
 }
+
+STRIDES = {"save": 7, "restore": 13}
+"""Of these not every cut is tried: there are many, and each takes a second."""
 
 
 def _definition(host: Any, kind: str) -> dict[str, Any]:
@@ -154,13 +166,17 @@ def test_killed_at_every_cut(host: Any, operation: str, kind: str) -> None:
     definition = _definition(host, kind)
     # What the program can do is asked once and kept: otherwise the first runs would have more cuts than the last.
     host.driver.validate_parameters(definition)
-    cut = 0
+    stride = STRIDES.get(operation, 1)
+    cut = 1 - stride
+    saved = host.directory / "saved"
     while True:
-        cut += 1
+        cut += stride
         if operation != "start" and kind == "plain":
             host.start(hvcore.read_definition(definition)[0])
         elif operation != "start":
             host.driver.start_instance(definition)
+        if operation == "restore":
+            host.driver.save_instance("web1", str(saved))
         finished = _crash(host, definition, operation, cut)
         for console in host.consoles:
             console.close()
@@ -180,10 +196,17 @@ def test_killed_at_every_cut(host: Any, operation: str, kind: str) -> None:
         assert _strays(host, alive) == [], f"cut {cut}: stray processes"
         left = [f for f in host.files() if f.startswith("state")]
         assert not [f for f in left if f.endswith((".lock", "journal", "reboot.json"))], f"cut {cut}"
+        if operation in STRIDES:
+            assert (state is InstanceState.SAVED) <= saved.exists(), f"cut {cut}"
+            assert operation == "restore" or saved.exists() == (state is InstanceState.SAVED), f"cut {cut}"
+            assert not list(host.directory.glob(".*")), f"cut {cut}: a part of a file"
+            if state is InstanceState.SAVED:
+                host.driver.restore_instance(str(saved))
+            saved.unlink(missing_ok=True)
         host.driver.stop_instance("web1", force=True)
         host.driver.cleanup_instance("web1")
         assert host.files() == set(), f"cut {cut}"
-    assert finished == cut - 1
+    assert cut - stride <= finished < cut
     assert finished > 5
     host.driver.stop_instance("web1", force=True)
 

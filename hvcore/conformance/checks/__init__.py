@@ -17,6 +17,7 @@ from hvcore.conformance.checks import (
     queries,
     recovery,
     restarting,
+    saving,
     state,
     stopping,
 )
@@ -28,6 +29,7 @@ TOPICS = (
     lifecycle,
     stopping,
     restarting,
+    saving,
     recovery,
     queries,
     state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from hvcore.capabilities import Capability
@@ -101,6 +102,40 @@ def a_restart_cut_off_is_undone_or_complete(subject: Subject) -> None:
         lambda: subject.driver.reboot_instance(name, mode="hard"),
         frozenset({InstanceState.RUNNING}),
     )
+
+
+@check("LC-29", capabilities=[Capability.RECOVER, Capability.SAVE_RESTORE])
+def a_save_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a save that was cut off the instance runs and there is no file, or it is saved and there is one."""
+    name, path = subject.name(), os.path.join(subject.directory, "saved")
+
+    def prepare() -> None:
+        expect_equal(os.path.exists(path), subject.state(name) is InstanceState.SAVED, "the file is there")
+        if os.path.exists(path):
+            os.unlink(path)
+        _running(subject, name)
+
+    allowed = frozenset({InstanceState.RUNNING, InstanceState.SAVED})
+    _cut_off(subject, name, prepare, lambda: subject.driver.save_instance(name, path), allowed)
+    left = [entry for entry in os.listdir(subject.directory) if "saved" in entry or entry.startswith(".")]
+    expect_equal(left, ["saved"] if subject.state(name) is InstanceState.SAVED else [], "what is left beside it")
+
+
+@check("LC-29", capabilities=[Capability.RECOVER, Capability.SAVE_RESTORE])
+def a_restore_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After a restore that was cut off the instance runs, or it is saved and can be restored."""
+    name, path = subject.name(), os.path.join(subject.directory, "saved")
+
+    def prepare() -> None:
+        if subject.state(name) is InstanceState.SAVED:
+            subject.driver.restore_instance(path)
+        _running(subject, name)
+        if os.path.exists(path):
+            os.unlink(path)
+        subject.driver.save_instance(name, path)
+
+    allowed = frozenset({InstanceState.RUNNING, InstanceState.SAVED})
+    _cut_off(subject, name, prepare, lambda: subject.driver.restore_instance(path), allowed)
 
 
 @check("LC-30", capabilities=[Capability.RECOVER])

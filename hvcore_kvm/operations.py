@@ -13,7 +13,6 @@ from hvcore import (
     AlreadyRunning,
     AncillaryFiles,
     BalloonResult,
-    Console,
     Deadline,
     Device,
     Disk,
@@ -35,7 +34,6 @@ from hvcore import (
     Nic,
     NodeInfo,
     NotRunning,
-    PasswordResult,
     Plan,
     PolicyDenied,
     PowercycleResult,
@@ -44,22 +42,21 @@ from hvcore import (
     RecoveredInstance,
     Recovery,
     ResizeResult,
-    Screenshot,
     Transition,
-    UnsupportedOperation,
     powercycle,
     read_node_info,
     with_identities,
 )
-from hvcore_kvm import accelerator, definition, listing, observation, placement, screen, verification
+from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
 from hvcore_kvm.advice import assess
 from hvcore_kvm.balloon import balloon_memory
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.changes import changes_of
 from hvcore_kvm.confidential import encryption_bit
+from hvcore_kvm.console_operations import ConsoleOperations
 from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.families import ConsoleType, EndpointContext, Families, InterfaceEvent, unknown_member
+from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
@@ -407,66 +404,12 @@ class Operations:
         known = with_identities(with_device(instance, given), "")
         return known.disks[-1] if isinstance(device, Disk) else known.nics[-1]
 
-    # Console and host
+    @functools.cached_property
+    def consoles(self) -> ConsoleOperations:
+        """The operations on consoles and the display."""
+        return ConsoleOperations(self._directory, self._control, self._families)
 
-    def get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
-        """How to attach."""
-        with self._directory(name) as directory:
-            console, context = self._endpoint(directory, kind, deadline)
-            return console.backend.endpoint(context)
-
-    def disconnect_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
-        """Make whoever is attached go."""
-        with self._directory(name) as directory:
-            console, context = self._endpoint(directory, kind, deadline)
-            disconnect = getattr(console.backend, "disconnect", None)
-            if disconnect is None:
-                raise UnsupportedOperation(f"clients of console type {console.name} do not keep others out")
-            before = console.backend.endpoint(context)
-            disconnect(context)
-            return before
-
-    def _endpoint(
-        self, directory: InstanceDirectory, kind: str | None, deadline: Deadline
-    ) -> tuple[ConsoleType, EndpointContext]:
-        console, parameters = self._offered(directory, kind)
-        return console, EndpointContext(
-            name=directory.name,
-            directory=directory.path,
-            parameters=parameters,
-            ask=functools.partial(screen.ask, directory, deadline),
-        )
-
-    def set_console_password(
-        self, name: str, kind: str, password: str, expires: float | None, deadline: Deadline
-    ) -> PasswordResult:
-        """Set the password of a console."""
-        with self._directory(name) as directory:
-            self._offered(directory, kind)
-            return screen.set_password(directory, kind, password, expires, deadline)
-
-    def screenshot(self, name: str, deadline: Deadline) -> Screenshot:
-        """Take a picture of the display."""
-        with self._directory(name) as directory:
-            self._control(directory).require_alive()
-            return screen.take_screenshot(directory, deadline)
-
-    def _offered(self, directory: InstanceDirectory, kind: str | None) -> tuple[ConsoleType, Any]:
-        """A console of a running instance, the first when none is named.
-
-        Raises:
-            NotRunning: it does not run.
-            InvalidParameters: it does not offer that one.
-        """
-        seen = self._control(directory).require_alive()
-        if seen.record is None:
-            raise NotRunning("there is no record of its consoles", instance=directory.name)
-        parsed, _ = definition.read(seen.record.instance, self._families)
-        offered = {console.name: (console, parameters) for console, parameters in parsed.consoles}
-        if not offered or (kind is not None and kind not in offered):
-            finding = unknown_member("console type", kind or "", offered, "kind")
-            raise InvalidParameters("it does not offer that console", FindingSet([finding]), instance=directory.name)
-        return offered[kind] if kind else next(iter(offered.values()))
+    # Host
 
     def get_node_info(self, deadline: Deadline) -> NodeInfo:
         """Facts about this host."""

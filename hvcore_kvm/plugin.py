@@ -281,24 +281,24 @@ class KvmDriver:
     @hookimpl
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """How to attach."""
-        return self._operations.get_instance_console(name, kind, deadline)
+        return self._operations.consoles.get_instance_console(name, kind, deadline)
 
     @hookimpl
     def hv_disconnect_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
         """Make room."""
-        return self._operations.disconnect_console(name, kind, deadline)
+        return self._operations.consoles.disconnect_console(name, kind, deadline)
 
     @hookimpl
     def hv_set_console_password(
         self, name: str, kind: str, password: str, expires: float | None, deadline: Deadline
     ) -> PasswordResult:
         """Let in who knows it."""
-        return self._operations.set_console_password(name, kind, password, expires, deadline)
+        return self._operations.consoles.set_console_password(name, kind, password, expires, deadline)
 
     @hookimpl
     def hv_screenshot(self, name: str, deadline: Deadline) -> Screenshot:
         """What is on its display."""
-        return self._operations.screenshot(name, deadline)
+        return self._operations.consoles.screenshot(name, deadline)
 
     @hookimpl
     def hv_hotplug_supported(self, name: str, deadline: Deadline) -> HotplugSupport:

@@ -21,7 +21,7 @@ from hvcore.cli.stats import amount
 @timeout_option
 @click.pass_obj
 def save_command(session: Session, name: str, path: str, timeout: float | None) -> None:
-    """Save memory and devices of an instance to a new file at PATH, and stop it.
+    """Save memory and devices of an instance to a file, and stop it. PATH must not exist yet.
 
     The guest stands still meanwhile. Its disks are not in the file, and must not be written until it is restored.
     """
@@ -41,7 +41,7 @@ def save_command(session: Session, name: str, path: str, timeout: float | None) 
 @timeout_option
 @click.pass_obj
 def restore_command(session: Session, path: str, paused: bool, force: bool, timeout: float | None) -> None:
-    """Start an instance from the file at PATH that 'hv save' wrote; it goes on where it was.
+    """Start an instance from its file, where it was. 'hv save' has written the file.
 
     The file is checked first, and is restored only once: afterwards the disks have moved on. It stays where it is.
     """

@@ -71,7 +71,7 @@ def its_host_check_changes_nothing(subject: Subject) -> None:
     expect_equal(confirmed(attempt), [], "what check_host changed")
 
 
-@check("FA-06", starts=False)
+@check("FA-06")
 def its_plan_touches_nothing(subject: Subject) -> None:
     """Planning creates nothing, opens nothing for writing, starts and connects to nothing."""
     plan = _planning(subject, _parsed(subject))

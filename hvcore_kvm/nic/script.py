@@ -2,18 +2,23 @@
 
 The script is called with the tap's name, and with everything there is to know in its environment: ``ACTION`` is ``up``
 once the tap is there, and ``down`` once QEMU and the tap are gone. ``down`` may be called without an ``up`` before it.
+
+For a guest that arrives from another host a script in mode ``ext`` is called ``up`` twice: with ``MIGRATION_PHASE=pre``
+when the tap is there, and with ``post`` once the guest runs here. In mode ``routed`` it is called once the guest runs
+here. What fails then is logged: the guest runs already, and would not come back for it.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 
-from hvcore import Finding, HostError, Instance, Nic, Seconds, checks, param
+from hvcore import Finding, HostError, Instance, Nic, Seconds, Step, checks, param
 from hvcore_kvm import (
     NetworkInterface,
     NicContext,
@@ -26,6 +31,13 @@ from hvcore_kvm import (
     plan_tap,
     run_command,
 )
+
+_LOG = logging.getLogger("hvcore_kvm")
+
+_LED_LATE = ("ext", "routed")
+"""Modes in which the script may lead traffic to the guest, which must not happen while it runs on another host."""
+
+_PHASES = ({"MIGRATION_PHASE": "pre"}, {"MIGRATION_PHASE": "post"})
 
 _OTHERS = 0o022
 _MODES = ("ext", "bridged", "routed", "openvswitch")
@@ -89,14 +101,20 @@ class ScriptedNetwork:
 
     def plan(self, context: NicContext) -> NicPlan:
         """A tap, and the script once it is there and once it is gone."""
-        environment = script_environment(context.instance, context.nic, context.parameters)
-        call = functools.partial(_call, context.parameters, environment)
-        return plan_tap(
-            context,
-            f"tap for {context.parameters.script}",
-            functools.partial(call, "up"),
-            take_down=functools.partial(call, "down"),
-        )
+        parameters: ScriptParameters = context.parameters
+        environment = script_environment(context.instance, context.nic, parameters)
+        call = functools.partial(_call, parameters, environment)
+        title, take_down = f"tap for {parameters.script}", functools.partial(call, "down")
+        if not context.arriving or parameters.script_mode not in _LED_LATE:
+            return plan_tap(context, title, functools.partial(call, "up"), take_down=take_down)
+        up: Callable[[NetworkInterface], None]
+        if parameters.script_mode == "routed":
+            up, lead = NetworkInterface.bring_up, functools.partial(_try, parameters, environment)
+        else:
+            up, lead = (functools.partial(_try, parameters, {**environment, **phase}) for phase in _PHASES)
+        plan = plan_tap(context, title, up, take_down=take_down)
+        late = functools.partial(lead, NetworkInterface(plan.interface))
+        return attrs.evolve(plan, lead=(Step(name=f"{parameters.script} for {plan.interface}", do=late),))
 
 
 def script_environment(instance: Instance, nic: Nic, parameters: ScriptParameters) -> dict[str, str]:
@@ -174,6 +192,13 @@ def _call(parameters: ScriptParameters, environment: dict[str, str], action: str
         timeout=parameters.script_timeout,
         environment={**environment, "INTERFACE": tap.name, "ACTION": action},
     )
+
+
+def _try(parameters: ScriptParameters, environment: dict[str, str], tap: NetworkInterface) -> None:
+    try:
+        _call(parameters, environment, "up", tap)
+    except HostError as error:
+        _LOG.warning("%s for %s, which has come from another host: %s", parameters.script, tap.name, error)
 
 
 @hookimpl

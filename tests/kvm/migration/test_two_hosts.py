@@ -382,3 +382,39 @@ def test_a_host_leads_to_a_guest_once_it_runs_there(
     assert routes() == [False, True]
     there.stop_instance("web1", force=True)
     assert routes() == [False, False]
+
+
+@pytest.mark.parametrize(("mode", "phases"), [("ext", ("pre", "post")), ("routed", ("-",))])
+def test_a_script_leads_to_a_guest_once_it_runs_there(
+    lab: Lab,
+    applications: tuple[Application, Application],
+    firmware: Path,
+    tmp_path: Path,
+    mode: str,
+    phases: tuple[str, ...],
+) -> None:
+    """It is told of the phases; and that it fails on the way keeps nothing from moving."""
+    here, there = applications
+    calls, script = tmp_path / "calls", tmp_path / "script"
+    told = '"$(ip netns identify) $ACTION ${MIGRATION_PHASE--}"'
+    script.write_text(f'#!/bin/sh\necho {told} >>{calls}\n[ -z "$MIGRATION_PHASE" ]\n')
+    script.chmod(0o700)
+    nic = {"mode": "script", "ip": "203.0.113.7", "params": {"script": str(script), "script_mode": mode}}
+    here.start_instance({**_firmware_guest(firmware, tmp_path / "disk.raw"), "nics": [nic]})
+    expected = [f"{lab.hosts[0]} up -"]
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 30))
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while not (status := here.continue_migration("web1", wait=1.0)).phase.is_final:
+        continue
+    assert status.phase is MigrationPhase.COMPLETED, status.error
+    expected += [f"{lab.hosts[1]} up {phase}" for phase in phases[:-1]]
+    assert calls.read_text().splitlines() == expected
+    there.finalize_migration_dst(info, True)
+    expected.append(f"{lab.hosts[1]} up {phases[-1]}")
+    assert calls.read_text().splitlines() == expected
+    here.finalize_migration_source("web1", True)
+    assert there.get_instance_info("web1").state is InstanceState.RUNNING
+    there.stop_instance("web1", force=True)
+    expected += [f"{host} down -" for host in lab.hosts]
+    assert calls.read_text().splitlines() == expected

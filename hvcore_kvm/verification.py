@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hvcore import Deadline, Directories, Finding, HostError, InvalidParameters, Severity, private_directory
+from hvcore import Deadline, Directories, Finding, HostError, Instance, InvalidParameters, Severity, private_directory
 from hvcore_kvm.capabilities import capabilities_of
 from hvcore_kvm.directory import QUERY, InstanceDirectory
+from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.kvm_device import KvmLevel, probe_kvm
 from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.placement import family_of
@@ -67,7 +68,7 @@ def verify_running(directory: InstanceDirectory, deadline: Deadline) -> Iterable
         message = "its process lives and there is no record of it"
         yield Finding(code="record-missing", path=directory.path, message=message, hint="stop it by name")
         return
-    commands = ("query-name", "query-uuid", "query-cpus-fast", "query-named-block-nodes")
+    commands = ("query-name", "query-uuid", "query-cpus-fast", "query-block")
     answer = ask_many([Question(key="", path=directory.join(QUERY))], commands, deadline)[""]
     if answer.error is not None:
         message = f"QEMU does not answer: {answer.error}"
@@ -84,7 +85,7 @@ def _differences(seen: Observed, results: Mapping[str, Any]) -> Iterable[Finding
         ("name", instance.name, results["query-name"].get("name")),
         ("uuid", instance.uuid, results["query-uuid"].get("UUID")),
         ("vcpus", instance.vcpus, len(results["query-cpus-fast"])),
-        ("disks", len(instance.disks), _formats(results["query-named-block-nodes"], instance)),
+        ("disks", len(instance.disks), _attached(results["query-block"], instance)),
     )
     for what, recorded, found in compared:
         if recorded != found:
@@ -92,6 +93,7 @@ def _differences(seen: Observed, results: Mapping[str, Any]) -> Iterable[Finding
             yield Finding(code="drift", path=what, message=message, hint="restart the instance")
 
 
-def _formats(nodes: Any, instance: Any) -> int:
-    formats = {disk.format for disk in instance.disks}
-    return sum(1 for node in nodes if node.get("drv") in formats and str(node.get("node-name", "")).startswith("disk-"))
+def _attached(backends: Any, instance: Instance) -> int:
+    """How many disks of an instance its guest has, by the devices to which QEMU has attached something."""
+    places = {part for backend in backends for part in str(backend.get("qdev") or "").split("/")}
+    return sum(device_id("disk", disk.uuid or "") in places for disk in instance.disks)

@@ -24,6 +24,10 @@ from hvcore_kvm.runtime import MigrationRecord, ProcessRecord
 _LOOK_AGAIN = 1.0
 """Seconds after which QEMU is asked again, although it has reported nothing."""
 
+_ACCOUNT = 2.0
+_ACCOUNT_AGAIN = 0.005
+"""Seconds a QEMU that has sent a guest may take to say how long that took, and after which it is asked again."""
+
 
 class Monitor:
     """A connection to a monitor, with a deadline for all that is done over it.
@@ -73,9 +77,13 @@ class Monitor:
     def status(self) -> MigrationStatus:
         """How the migration goes."""
         found = status_of(self.execute("query-migrate"))
-        late = not (found.total_time if found.phase is MigrationPhase.COMPLETED else found.error)
-        if found.phase in (MigrationPhase.COMPLETED, MigrationPhase.FAILED) and late:
-            # QEMU 7.2 says that it has ended a moment before it says how long it took, or why, if it says that at all.
+        if found.phase is MigrationPhase.FAILED and not found.error:
+            # QEMU 7.2 says that it has failed a moment before it says why, if it says that at all.
+            return status_of(self.execute("query-migrate"))
+        until = self.deadline.sooner(_ACCOUNT)
+        # The same with how long it took; only the source says that, and only it says how much there was to send.
+        while found.phase is MigrationPhase.COMPLETED and found.total and not found.total_time and not until.expired:
+            self.wait_event(until.sooner(_ACCOUNT_AGAIN))
             found = status_of(self.execute("query-migrate"))
         return found
 

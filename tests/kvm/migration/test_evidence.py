@@ -7,11 +7,13 @@ from typing import Any
 import attrs
 import pytest
 
-from hvcore import MigrationPhase, MigrationPolicy
+from hvcore import Deadline, MigrationPhase, MigrationPolicy
 from hvcore_kvm.events import QemuEvent
 from hvcore_kvm.migration.evidence import Whereabouts, whereabouts
+from hvcore_kvm.migration.monitor import Monitor
 from hvcore_kvm.migration.status import status_of
 from hvcore_kvm.process import ProcessIdentity
+from hvcore_kvm.qmp import QmpTimeout
 from hvcore_kvm.runtime import MigrationRecord
 
 OWNER = ProcessIdentity(pid=1, start_time=1, boot_id="x")
@@ -88,3 +90,26 @@ def test_any_answer_of_qemu_is_a_status(answer: Any) -> None:
     assert len(status.error) <= 1000
     known = isinstance(answer, dict) and answer.get("status") in ("active", "completed")
     assert known or status.phase in (MigrationPhase.NONE, MigrationPhase.ACTIVE)
+
+
+class _Late:
+    """A QEMU that has ended, and says how long it took when it is asked for the fifth time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def execute(self, command: str, arguments: Any, **_: Any) -> Any:
+        assert command == "query-migrate"
+        self.asked += 1
+        done = {"total-time": 70, "downtime": 30} if self.asked == 5 else {"total-time": 0, "downtime": 0}
+        return {"status": "completed", "ram": {"total": 1 << 26, "transferred": 1 << 20}, **done}
+
+    def wait_event(self, *_: Any) -> None:
+        raise QmpTimeout("nothing came", sent=True)
+
+
+def test_how_long_it_took_is_waited_for() -> None:
+    """QEMU says that it has completed a moment before it says how long that took."""
+    client: Any = _Late()
+    status = Monitor(client, Deadline.after(30)).status()
+    assert (status.total_time, status.downtime, client.asked) == (0.07, 0.03, 5)

@@ -126,7 +126,7 @@ class Control:
             status = self._status(client, deadline)
             self._refuse_moving(client, deadline)
             if status in ("paused", "prelaunch") or (status == "postmigrate" and self._directory.tail(UNSENT, 1)):
-                return self._unchanged(_plain(status), "it was paused already")
+                return self._unchanged(plain_state(status), "it was paused already")
             if status != "running":
                 raise WrongState(f"it cannot be paused: QEMU's run state is {status}", instance=self._name)
             self._execute(client, "stop", deadline)
@@ -152,7 +152,7 @@ class Control:
             if unsent:
                 self._directory.remove(UNSENT)
         return Transition(
-            name=self._name, before=_plain(status), after=InstanceState.RUNNING, changed=True, detail="resumed"
+            name=self._name, before=plain_state(status), after=InstanceState.RUNNING, changed=True, detail="resumed"
         )
 
     def end_saved(self, seen: Observed, deadline: Deadline) -> None:
@@ -178,7 +178,7 @@ class Control:
             elif status != "running":
                 # QEMU's run state after the reset of a guest that did not run.
                 after = InstanceState.PRELAUNCH
-        return Transition(name=self._name, before=_plain(status), after=after, changed=True, detail="reset")
+        return Transition(name=self._name, before=plain_state(status), after=after, changed=True, detail="reset")
 
     def cleanup(self, deadline: Deadline) -> Transition:
         """Forget it."""
@@ -535,7 +535,8 @@ class Control:
         return Transition(name=self._name, before=state, after=state, changed=False, detail=detail)
 
 
-def _plain(status: str) -> InstanceState:
+def plain_state(status: str) -> InstanceState:
+    """The state of an instance by QEMU's run state alone; whatever is not known stands still."""
     return {
         "prelaunch": InstanceState.PRELAUNCH,
         "running": InstanceState.RUNNING,

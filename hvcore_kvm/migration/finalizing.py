@@ -24,7 +24,7 @@ from hvcore_kvm import process
 from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.directory import STDERR, InstanceDirectory
 from hvcore_kvm.events import read_events
-from hvcore_kvm.lifecycle import Control
+from hvcore_kvm.lifecycle import Control, plain_state
 from hvcore_kvm.migration.evidence import Whereabouts, arriving_phase, whereabouts
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.sending import OVER, cancel, put_back, tidy
@@ -344,10 +344,9 @@ class Finalizing:
 
 
 def _plain(status: str) -> InstanceState:
-    return {
-        "prelaunch": InstanceState.PRELAUNCH,
-        "running": InstanceState.RUNNING,
+    moving = {
         "postmigrate": InstanceState.POSTMIGRATE,
         "inmigrate": InstanceState.INCOMING,
         "finish-migrate": InstanceState.MIGRATING,
-    }.get(status, InstanceState.PAUSED)
+    }
+    return moving.get(status) or plain_state(status)

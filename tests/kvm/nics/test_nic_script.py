@@ -234,7 +234,8 @@ def test_what_it_leaves_running_is_not_waited_for(write: Callable[..., Path], fi
     """A script that has started a server is done when it is done itself."""
     writer = os.open(fifo, os.O_RDWR)
     try:
-        script = write(f"(read line <{fifo}; exit) & echo done")
+        # Open before it is left: what is written then is not lost, and nobody waits for a writer for ever.
+        script = write(f"exec 3<{fifo}\n(read line <&3; exit) & echo done")
         assert run_command([str(script)], timeout=PATIENCE) == "done\n"
         os.write(writer, b"end\n")
     finally:

@@ -252,7 +252,7 @@ class Finalizing:
             phase = arriving_phase(record, read_events(self._directory))
             if phase.is_final or phase in wanted or until.expired:
                 return phase
-            monitor.wait_event(until.sooner(_LOOK_AGAIN))
+            monitor.wait_report(until.sooner(_LOOK_AGAIN))
 
     def _refuse_arrived(self, seen: Observed) -> None:
         record = seen.migration

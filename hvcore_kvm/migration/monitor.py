@@ -1,24 +1,14 @@
-"""QEMU's monitor as a migration needs it: run state, progress, and waiting for what is under way to end."""
+"""QEMU's monitor as a migration needs it: progress, and waiting for what is under way to end."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from hvcore import (
-    Deadline,
-    DeadlineExceeded,
-    HypervisorRefused,
-    MigrationPhase,
-    MigrationStatus,
-    NotRunning,
-    OutcomeUnknown,
-)
-from hvcore_kvm import process
+from hvcore import Deadline, MigrationPhase, MigrationStatus
+from hvcore_kvm import monitor
 from hvcore_kvm.directory import CONTROL, InstanceDirectory
 from hvcore_kvm.migration.status import status_of
-from hvcore_kvm.qmp import QmpClient, QmpConnectError, QmpError, QmpRefused, QmpTimeout
 from hvcore_kvm.runtime import MigrationRecord, ProcessRecord
 
 _LOOK_AGAIN = 1.0
@@ -28,44 +18,13 @@ _ACCOUNT = 2.0
 _ACCOUNT_AGAIN = 0.005
 """Seconds a QEMU that has sent a guest may take to say how long that took, and after which it is asked again."""
 
+_TELLING = ("MIGRATION", "MIGRATION_PASS", "STOP")
 
-class Monitor:
-    """A connection to a monitor, with a deadline for all that is done over it.
 
-    Args:
-        client: the connection.
-        deadline: by when to be done.
-    """
+class Monitor(monitor.Monitor):
+    """A connection to the monitor of one side of a migration."""
 
-    def __init__(self, client: QmpClient, deadline: Deadline) -> None:
-        self.client = client
-        self.deadline = deadline
-
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, fds: tuple[int, ...] = ()) -> Any:
-        """Carry out a command and return its answer.
-
-        Raises:
-            HypervisorRefused: QEMU's own words.
-            OutcomeUnknown: no answer.
-        """
-        try:
-            return self.client.execute(command, arguments, deadline=self.deadline, fds=fds)
-        except QmpRefused as error:
-            raise HypervisorRefused(command, error.error_class, error.text) from error
-        except QmpError as error:
-            raise OutcomeUnknown(
-                f"QEMU took {command} and did not answer: {error}", hint="look at the state of both sides"
-            ) from error
-
-    def attempt(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """Carry out a command that may have nothing to do; that QEMU refuses it is no error."""
-        with contextlib.suppress(HypervisorRefused):
-            self.execute(command, arguments)
-
-    def run_state(self) -> str:
-        """QEMU's run state."""
-        answer = self.execute("query-status")
-        return str(answer.get("status", "")) if isinstance(answer, Mapping) else ""
+    unanswered = "look at the state of both sides"
 
     def capabilities(self) -> tuple[str, ...]:
         """The migration capabilities this QEMU has."""
@@ -83,7 +42,7 @@ class Monitor:
         until = self.deadline.sooner(_ACCOUNT)
         # The same with how long it took; only the source says that, and only it says how much there was to send.
         while found.phase is MigrationPhase.COMPLETED and found.total and not found.total_time and not until.expired:
-            self.wait_event(until.sooner(_ACCOUNT_AGAIN))
+            self.wait_report(until.sooner(_ACCOUNT_AGAIN))
             found = status_of(self.execute("query-migrate"))
         return found
 
@@ -111,20 +70,15 @@ class Monitor:
             found = self.status()
             if done(found) or until.expired:
                 return found
-            self.wait_event(until.sooner(_LOOK_AGAIN))
+            self.wait_report(until.sooner(_LOOK_AGAIN))
 
-    def wait_event(self, until: Deadline) -> None:
+    def wait_report(self, until: Deadline) -> None:
         """Wait until QEMU reports something about a migration, or time is over.
 
         Raises:
             OutcomeUnknown: QEMU has gone.
         """
-        try:
-            self.client.wait_event(lambda event: event["event"] in ("MIGRATION", "MIGRATION_PASS", "STOP"), until)
-        except QmpTimeout:
-            return
-        except QmpError as error:
-            raise OutcomeUnknown(f"QEMU has gone: {error}", hint="look at the state of both sides") from error
+        self.wait_event(lambda event: event["event"] in _TELLING, until)
 
 
 @contextlib.contextmanager
@@ -143,13 +97,5 @@ def connect(
         NotRunning: its process has just ended.
         DeadlineExceeded: QEMU does not answer; nothing was asked of it.
     """
-    try:
-        client = QmpClient.connect(directory.join(name), deadline)
-    except QmpConnectError as error:
-        if running is None or not process.is_alive(running.identity):
-            raise NotRunning("it has just ended", instance=directory.name) from error
-        raise DeadlineExceeded(
-            f"QEMU does not answer, nothing was asked of it: {error}", instance=directory.name
-        ) from error
-    with client:
-        yield Monitor(client, deadline)
+    with Monitor.connected(directory, deadline, running, name) as connection:
+        yield connection

@@ -154,7 +154,7 @@ class Sending:
                 self._keep_policy(monitor, record, status)
                 if status.phase is not first.phase or until.expired:
                     return status
-                monitor.wait_event(until.sooner(_next_look(record, status)))
+                monitor.wait_report(until.sooner(_next_look(record, status)))
                 status = monitor.status()
 
     def cancel(self) -> MigrationStatus:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from hvcore.guests.errors import GuestBuildError
 from hvcore.guests.firmware import (
     FIRMWARE_MIN_MEMORY,
+    FIRMWARE_OTHER_WRITER_MARKER,
     FIRMWARE_PATTERN_SUM,
     FIRMWARE_READY_MARKER,
     POWER_BUTTON_IGNORED_MARKER,
@@ -28,6 +29,7 @@ from hvcore.guests.linux import (
 
 __all__ = [
     "FIRMWARE_MIN_MEMORY",
+    "FIRMWARE_OTHER_WRITER_MARKER",
     "FIRMWARE_PATTERN_SUM",
     "FIRMWARE_READY_MARKER",
     "LINUX_COMMAND_LINE",

@@ -12,7 +12,12 @@
 #   q  ACPI S5 power off                      r  reset (port 0xcf9)
 #   p  panic (pvpanic-pci, else port 0x505)   k  hang with interrupts off
 #   m  "sum=XXXXXXXX" over the pattern that was written once at boot
-# t T n N d D answer "ok", k does so just before it hangs; every line ends with CR LF.
+#   w  write tokens to the first IDE disk all the time (pc)    W  stop that, "token=XXXXXXXX", the last one
+# t T n N d D w answer "ok", k does so just before it hangs; every line ends with CR LF.
+#
+# A token is a number in the first sector, one more each time. Before each the guest reads the last one back: that it
+# finds another number there can only be the work of somebody else. Then it writes both, its own and the one it found,
+# to the second sector, and hangs.
 #
 # Needs 32 MiB of RAM. Build: python -m hvcore.guests.build_firmware
 
@@ -42,13 +47,23 @@
         .set    IGNORING,       18
         .set    DIRTYING,       19
         .set    STALLED,        20              # 1 = nobody takes our output
-        .set    VARS_SIZE,      24
+        .set    WRITING,        21
+        .set    TOKEN,          24
+        .set    VARS_SIZE,      28
 
         .set    COM1,           0x3f8
         .set    COM1_LSR,       0x3fd
         .set    LSR_DATA,       0x01
         .set    LSR_THRE,       0x20
         .set    SEND_SPINS,     50000
+        .set    IDE_DATA,       0x1f0
+        .set    IDE_STATUS,     0x1f7
+        .set    IDE_BUSY,       0x80
+        .set    IDE_DRQ,        0x08
+        .set    IDE_ERROR,      0x21            # ERR or DF
+        .set    IDE_READ,       0x20            # READ SECTORS, WRITE SECTORS
+        .set    IDE_WRITE,      0x30
+        .set    SECTOR_WORDS,   256
         .set    PM_PORT,        0x600           # where we put the PM1 block; free on both chipsets
         .set    PM1_BUTTON,     0x0100
         .set    PM1_SLEEP_S5,   0x2000
@@ -108,6 +123,7 @@ main:
         call    poll_button
         call    poll_serial
         call    talk
+        call    write_token
         cmp     byte ptr [ebp + DIRTYING], 0
         je      1f
         call    dirty_burst
@@ -236,6 +252,26 @@ talk:
         jmp     put_value
 1:      ret
 
+write_token:
+        cmp     byte ptr [ebp + WRITING], 0
+        je      1f
+        mov     byte ptr [ebp + BUSY], 1
+        call    read_token
+        cmp     ebx, [ebp + TOKEN]
+        jne     2f
+        inc     ebx
+        mov     [ebp + TOKEN], ebx
+        xor     esi, esi
+        jmp     write_sector
+1:      ret
+2:      mov     esi, ebx
+        mov     ebx, [ebp + TOKEN]
+        mov     edi, 1
+        call    write_sector_number
+        mov     esi, offset text_other
+        call    put_text
+        jmp     do_hang
+
 dirty_burst:
         mov     edi, [ebp + DIRTY_NEXT]
         mov     ecx, DIRTY_BURST
@@ -274,6 +310,18 @@ do_rest:
 say_ok:
         mov     esi, offset text_ok
         jmp     put_text
+
+# It goes on from the token that is there.
+do_write:
+        call    read_token
+        mov     [ebp + TOKEN], ebx
+        mov     byte ptr [ebp + WRITING], 1
+        jmp     say_ok
+do_not_write:
+        mov     byte ptr [ebp + WRITING], 0
+        mov     eax, [ebp + TOKEN]
+        mov     esi, offset text_token
+        jmp     put_value
 
 do_count:
         mov     eax, [ebp + TICKS]
@@ -339,6 +387,100 @@ do_panic:
         call    pci_write
         mov     edi, PANIC_BAR
         mov     byte ptr [edi], 1
+        ret
+
+# ---- IDE, by programmed input and output ---------------------------------------------------------------------
+
+# EBX = the first four bytes of the first sector.
+read_token:
+        xor     edi, edi
+        mov     bl, IDE_READ
+        call    ide_command
+        call    in_word
+        mov     ebx, eax
+        call    in_word
+        shl     eax, 16
+        or      ebx, eax
+        mov     ecx, SECTOR_WORDS - 2
+1:      call    in_word
+        dec     ecx
+        jnz     1b
+        ret
+
+# EBX, ESI = what the first sector is to begin with, or the sector EDI.
+write_sector:
+        xor     edi, edi
+write_sector_number:
+        push    ebx
+        mov     bl, IDE_WRITE
+        call    ide_command
+        pop     eax
+        call    out_long
+        mov     eax, esi
+        call    out_long
+        mov     ecx, SECTOR_WORDS - 4
+        xor     eax, eax
+1:      out     dx, ax
+        dec     ecx
+        jnz     1b
+        jmp     ide_wait
+
+# EDI = sector, BL = command: returns with EDX = the data port, when it is time for the data.
+ide_command:
+        mov     edx, 0x3f6
+        mov     al, 0x02                        # no interrupts
+        out     dx, al
+        call    ide_wait
+        mov     edx, 0x1f6
+        mov     al, 0xe0                        # LBA, master
+        out     dx, al
+        mov     edx, 0x1f2
+        mov     al, 1
+        out     dx, al
+        inc     edx
+        mov     eax, edi
+        out     dx, al
+        inc     edx
+        xor     eax, eax
+        out     dx, al
+        inc     edx
+        out     dx, al
+        mov     edx, IDE_STATUS
+        mov     al, bl
+        out     dx, al
+1:      in      al, dx
+        test    al, IDE_BUSY
+        jnz     1b
+        test    al, IDE_ERROR
+        jnz     ide_fault
+        test    al, IDE_DRQ
+        jz      1b
+        mov     edx, IDE_DATA
+        ret
+
+ide_wait:
+        mov     edx, IDE_STATUS
+1:      in      al, dx
+        test    al, IDE_BUSY
+        jnz     1b
+        test    al, IDE_ERROR
+        jnz     ide_fault
+        ret
+
+ide_fault:
+        mov     esi, offset text_disk
+        call    put_text
+        jmp     do_hang
+
+in_word:
+        xor     eax, eax
+        in      ax, dx
+        ret
+
+out_long:
+        out     dx, ax
+        shr     eax, 16
+        out     dx, ax
         ret
 
 # ---- PCI configuration: ECX = address; EAX = value -------------------------------------------------------
@@ -514,6 +656,8 @@ command_table:
         command 'D', do_rest
         command 'k', do_hang_politely
         command 'm', do_sum
+        command 'w', do_write
+        command 'W', do_not_write
         command 0, 0
 
 hex_digits:     .ascii  "0123456789ABCDEF"
@@ -521,6 +665,9 @@ text_ready:     .asciz  "HVCORE-GUEST ready firmware\r\n"
 text_button:    .asciz  "HVCORE-GUEST power button\r\n"
 text_ignored:   .asciz  "HVCORE-GUEST ignored power button\r\n"
 text_fault:     .asciz  "HVCORE-GUEST fault\r\n"
+text_other:     .asciz  "HVCORE-GUEST somebody else has written\r\n"
+text_disk:      .asciz  "HVCORE-GUEST disk error\r\n"
+text_token:     .asciz  "token="
 text_ok:        .asciz  "ok\r\n"
 text_count:     .asciz  "count="
 text_sum:       .asciz  "sum="

@@ -28,6 +28,9 @@ POWER_BUTTON_MARKER = b"HVCORE-GUEST power button"
 POWER_BUTTON_IGNORED_MARKER = b"HVCORE-GUEST ignored power button"
 """What each guest prints when it was told to ignore the ACPI power button and saw it pressed."""
 
+FIRMWARE_OTHER_WRITER_MARKER = b"HVCORE-GUEST somebody else has written"
+"""What the firmware guest prints when its disk has not the token that it wrote last."""
+
 FIRMWARE_MIN_MEMORY = 32 * 1024 * 1024
 """The least RAM of a firmware guest, in bytes."""
 

@@ -301,6 +301,12 @@ class _Run:
         begun = time.monotonic()
         while True:
             seen = look(self._source, self._destination, self._name)
+            if seen.source is Side.GONE and self._went_over_early and seen.destination in _BEREFT:
+                raise OutcomeUnknown(
+                    "the source's hypervisor process died after the guest had gone over, and took some of its memory "
+                    "along",
+                    hint="the guest cannot go on: stop it on the destination, then start it again",
+                ) from cause
             found = verdict(seen, patient=time.monotonic() - begun < self._patience)
             if found is not Verdict.WAIT:
                 break
@@ -309,11 +315,6 @@ class _Run:
                 cause = OperationFailed("the source did not answer while it was sent")
                 self._cancel(cause)
             self._wait(seen)
-        if found is Verdict.ARRIVED and seen.source is Side.GONE and self._went_over_early:
-            raise OutcomeUnknown(
-                "the source's hypervisor process died after the guest had gone over, and took some of its memory along",
-                hint="the guest cannot go on: stop it on the destination, then start it again",
-            ) from cause
         if found is Verdict.ARRIVED:
             return self._arrived(info, cause)
         if found is Verdict.STAYED:
@@ -433,6 +434,9 @@ class _Run:
                 continue
             return
 
+
+_BEREFT = (Side.RUNS, Side.ARRIVED, Side.UNKNOWN)
+"""What a destination shows that has some of a guest's memory, and whose source had the rest."""
 
 _POSTCOPY = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED)
 

@@ -17,6 +17,7 @@ from hvcore import (
     InstanceInfo,
     InstanceNotFound,
     InstanceState,
+    MigrationPhase,
     RecordError,
     StateReason,
     boot_id,
@@ -74,6 +75,10 @@ _RUN_STATES: dict[str, tuple[InstanceState, Cause]] = {
 }
 """QEMU's run states (``RunState`` of its QAPI schema) in ours."""
 
+_BROKEN_OFF = (
+    "it came from another host, and the connection broke before all of its memory was here: "
+    "migrate it to this host again, or stop it if the other has lost it"
+)
 _ARRIVING = "it comes from another host; whether it may run here is for finalize_migration_dst to say"
 
 _SINCE = {
@@ -305,9 +310,13 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
     detail = "" if state is not InstanceState.UNKNOWN else f"QEMU's run state is {run_state[:40]!r}"
     event = last(seen.events, *_SINCE.get(state, ()))
     since = event.time if event else (seen.process.started if seen.process else None)
-    if seen.migration is not None and seen.migration.role == "destination" and not seen.migration.over:
-        # What has arrived is paused, and yet not anybody's to resume.
-        cause, detail = Cause.MIGRATION, _ARRIVING
+    if seen.migration is not None and seen.migration.role == "destination":
+        if not seen.migration.over:
+            # What has arrived is paused, and yet not anybody's to resume.
+            cause, detail = Cause.MIGRATION, _ARRIVING
+        elif state is InstanceState.RUNNING and _waits_for_memory(seen.migration, seen.events):
+            # QEMU calls that running. The guest stops at the first page that is not there.
+            state, cause, detail = InstanceState.UNKNOWN, Cause.MIGRATION, _BROKEN_OFF
     if state is InstanceState.RUNNING and seen.request is not None and time.time() < seen.request.until:
         state, cause, since = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, seen.request.time
     cpus = results["query-cpus-fast"]
@@ -322,6 +331,13 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
         # Without a balloon QEMU refuses the question, and the guest has what it was started with.
         memory=actual if isinstance(actual, int) else base.memory,
     )
+
+
+def _waits_for_memory(record: MigrationRecord, events: Sequence[QemuEvent]) -> bool:
+    """Post-copy was broken off: what is missing of its memory is on the other host."""
+    from hvcore_kvm.migration.evidence import arriving_phase
+
+    return arriving_phase(record, events) is MigrationPhase.POSTCOPY_PAUSED
 
 
 def _starting(seen: Observed) -> InstanceInfo:

@@ -151,6 +151,7 @@ class _Run:
         self._went_over_early = False
         self._info: MigrationInfo | None = None
         self._note = ""
+        self._paused: float | None = None
 
     def run(self, address: str) -> MigrationResult:
         """All of it."""
@@ -276,7 +277,7 @@ class _Run:
             return
         info, self._info = self._info, None
         try:
-            self._destination.finalize_migration_dst(info, True)
+            self._let_it_run(info)
         except OutcomeUnknown:
             self._info = info  # the next look tells it again
         except HypervisorError:
@@ -297,7 +298,7 @@ class _Run:
         if cause is None and self._last.phase is MigrationPhase.COMPLETED:
             # The source says itself that it has let go of all of it; the guest pauses while one looks around.
             with contextlib.suppress(HypervisorError):
-                self._destination.finalize_migration_dst(info, True)
+                self._let_it_run(info)
         begun = time.monotonic()
         while True:
             seen = look(self._source, self._destination, self._name)
@@ -358,7 +359,7 @@ class _Run:
         return MigrationResult(
             instance=self._name,
             total_time=status.total_time,
-            downtime=status.downtime,
+            downtime=status.downtime if self._paused is None else self._paused,
             transferred=status.transferred,
             phases=tuple(self._phases),
             note=self._note,
@@ -367,7 +368,7 @@ class _Run:
     def _let_run(self, info: MigrationInfo) -> None:
         for again in (True, False):
             try:
-                self._destination.finalize_migration_dst(info, True)
+                self._let_it_run(info)
             except HypervisorError as error:
                 seen = look(self._source, self._destination, self._name)
                 if seen.destination is Side.RUNS:
@@ -378,6 +379,12 @@ class _Run:
                     self._finish(info, error)
                 raise _unknown(seen) from error
             return
+
+    def _let_it_run(self, info: MigrationInfo) -> None:
+        done = self._destination.finalize_migration_dst(info, True)
+        if self._paused is None and self._last.stopped is not None and done.after is InstanceState.RUNNING:
+            # Both by the clock of this host.
+            self._paused = max(0.0, time.time() - self._last.stopped)
 
     def _let_go(self) -> None:
         for again in (True, False):

@@ -76,7 +76,9 @@ class MigrationStatus:
         rate: bytes a second.
         dirty_rate: bytes a second the guest changes.
         expected_downtime: seconds the guest would pause if it were switched over now.
-        downtime: seconds the guest did pause, once it has.
+        downtime: seconds the guest paused as the source measured it, which ends when all of it has been sent.
+        stopped: when the guest was stopped to go over, in seconds since the epoch on the source's clock; ``None`` as
+            long as it has not been, or when the driver cannot say.
         total_time: seconds since the migration began.
         error: the hypervisor's own words, when it failed.
     """
@@ -89,6 +91,7 @@ class MigrationStatus:
     dirty_rate: float = 0.0
     expected_downtime: float | None = None
     downtime: float | None = None
+    stopped: float | None = None
     total_time: float = 0.0
     error: str = ""
 
@@ -123,12 +126,13 @@ class SavedInstance:
 
 @attrs.frozen(kw_only=True)
 class MigrationResult:
-    """A migration that succeeded, as its source measured it.
+    """A migration that succeeded.
 
     Attributes:
         instance: name of the instance, which runs (or is paused, as it was) on the destination.
-        total_time: seconds it took, from the first byte to the last.
-        downtime: seconds the guest paused, ``None`` if the source did not say.
+        total_time: seconds it took, from the first byte to the last, as its source measured it.
+        downtime: seconds the guest paused at most: from when it was stopped on the source until the destination had
+            answered that it runs. ``None`` if it did not run, or the source did not say.
         transferred: bytes that were sent.
         phases: each phase that was seen and how many seconds after the beginning, in order.
         note: what there is to know about the two versions of the hypervisor; empty if nothing.

@@ -36,6 +36,20 @@ def arriving_phase(record: MigrationRecord, events: Iterable[QemuEvent]) -> Migr
     return phase_of(str(told[-1])) if told else MigrationPhase.NONE
 
 
+def stopped_at(record: MigrationRecord, events: Iterable[QemuEvent]) -> float | None:
+    """When a guest was stopped to go over, in seconds since the epoch; ``None`` as long as it was not.
+
+    Args:
+        record: of the source.
+        events: what its QEMU has reported.
+    """
+    found = None
+    for event in events:
+        if event.name in ("STOP", "RESUME") and event.time >= record.began - _MOMENT:
+            found = event.time if event.name == "STOP" else None
+    return found if record.runs else None
+
+
 def whereabouts(record: MigrationRecord, events: Iterable[QemuEvent]) -> Whereabouts:
     """Say whether a guest can be on the other side.
 

@@ -43,7 +43,7 @@ from hvcore_kvm.migration.finalizing import Finalizing
 from hvcore_kvm.migration.info import SCHEMA, Moving, Plugged, plain_definition, read_info, run_state_of
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.processor import Processor, expand, plugged_processors
-from hvcore_kvm.migration.sending import Sending, refuse_changing
+from hvcore_kvm.migration.sending import Sending, refuse_changing, with_pause
 from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.runtime import PLACEMENT, Placement, RuntimeRecord
 from hvcore_kvm.runtime import SCHEMA as RECORD_SCHEMA
@@ -181,7 +181,8 @@ class MigrationOperations:
             if seen.migration is not None and seen.migration.role == "destination":
                 return MigrationStatus(phase=arriving_phase(seen.migration, seen.events))
             with connect(directory, seen.process, deadline, QUERY) as monitor:
-                return monitor.sent(seen.migration)
+                found = monitor.sent(seen.migration)
+            return found if seen.migration is None else with_pause(directory, seen.migration, found)
 
     def continue_migration(self, name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
         """Do what is due."""

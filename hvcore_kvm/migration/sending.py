@@ -25,7 +25,9 @@ from hvcore import (
 )
 from hvcore_kvm import process
 from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.events import read_events
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials, remove_copies, remove_credentials
+from hvcore_kvm.migration.evidence import stopped_at
 from hvcore_kvm.migration.info import run_state_of
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.negotiation import check_policy, negotiate, switch
@@ -36,6 +38,7 @@ from hvcore_kvm.runtime import MIGRATION, SCHEMA, MigrationRecord
 OVER = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED, MigrationPhase.COMPLETED)
 """Phases in which the guest is on the other side."""
 
+_STOPPED = (MigrationPhase.PRE_SWITCHOVER, MigrationPhase.DEVICE, *OVER)
 _UNDER_WAY = 30.0
 _GRACE = 10.0
 """Seconds a cancelled migration may take to end."""
@@ -145,15 +148,17 @@ class Sending:
             status = first
             while True:
                 record = self._seen.migration
-                if record is None or record.role != "source" or status.phase.is_final:
+                if record is None or record.role != "source":
                     return status
+                if status.phase.is_final:
+                    return with_pause(self._directory, record, status)
                 if status.phase is MigrationPhase.PRE_SWITCHOVER and switch_over:
                     self._let_over(monitor, record)
                     status = monitor.status()
                     continue
                 self._keep_policy(monitor, record, status)
                 if status.phase is not first.phase or until.expired:
-                    return status
+                    return with_pause(self._directory, record, status)
                 monitor.wait_report(until.sooner(_next_look(record, status)))
                 status = monitor.status()
 
@@ -291,6 +296,13 @@ def tidy(monitor: Monitor, directory: InstanceDirectory) -> None:
         remove_credentials(monitor)
     remove_copies(directory)
     directory.remove(MIGRATION)
+
+
+def with_pause(directory: InstanceDirectory, record: MigrationRecord, status: MigrationStatus) -> MigrationStatus:
+    """A status with when the guest was stopped, once it may have been."""
+    if status.phase not in _STOPPED:
+        return status
+    return attrs.evolve(status, stopped=stopped_at(record, read_events(directory)))
 
 
 def _interval(policy: MigrationPolicy) -> float:

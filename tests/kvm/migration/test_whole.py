@@ -13,6 +13,7 @@ from hvcore.guests import FIRMWARE_PATTERN_SUM
 
 pytestmark = pytest.mark.qemu
 
+PATIENCE = 10
 FAST = {"tls": False, "max_bandwidth": "1GiB"}
 SLOW = {"tls": False, "max_bandwidth": "8MiB", "downtime_limit": "1ms"}
 
@@ -30,7 +31,7 @@ def _migrate(pair: Any, policy: dict[str, Any], on_progress: Callable[[Migration
         progress,
         address="127.0.0.1",
         interval=0.1,
-        patience=10,
+        patience=PATIENCE,
     )
 
 
@@ -59,6 +60,9 @@ def test_all_of_it(pair: Any, switchover: str) -> None:
     result = _migrate(pair, {**FAST, "switchover": switchover})
     assert result.total_time > 0
     assert result.downtime is not None
+    pair.keep("destination")
+    stopped, runs = pair.runs("source")[-1][1], pair.runs("destination")[0][0]
+    assert runs - stopped <= result.downtime
     assert result.phases[-1][0] is MigrationPhase.COMPLETED
     assert pair.running() == ["destination"]
     there = pair.destination.attach("web1")
@@ -77,6 +81,9 @@ def test_post_copy_runs_before_all_of_it_is_there(pair: Any) -> None:
             seen.append(pair.destination.driver.get_instance_info("web1").state)
 
     result = _migrate(pair, {**FAST, "max_bandwidth": "8MiB", "postcopy": {"after_passes": 1}}, on_progress)
+    assert result.downtime is not None
+    pair.keep("destination")
+    assert pair.runs("destination")[0][0] - pair.runs("source")[-1][1] <= result.downtime
     assert MigrationPhase.POSTCOPY in [phase for phase, _ in result.phases]
     assert seen
     assert set(seen) == {InstanceState.RUNNING}

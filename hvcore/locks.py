@@ -94,8 +94,10 @@ def _is_current(fd: int, path: str) -> bool:
 
 
 def _write_holder(fd: int, operation: str) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"operation": operation, "pid": os.getpid(), "since": time.time()}).encode(), 0)
+    # Only for those who wait: on a file system without room the lock is held all the same.
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"operation": operation, "pid": os.getpid(), "since": time.time()}).encode(), 0)
 
 
 def _read_holder(fd: int) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hvcore import Directories, HostError, private_directory, read_record, write_record
-from hvcore_kvm.ring_log import Precious, hold_to_size, nothing_precious, read_newest
+from hvcore import Directories, HostError, format_size, private_directory, read_record, write_record
+from hvcore_kvm.ring_log import Precious, hold_to_size, nothing_precious, read_newest, reserve
 
 T = TypeVar("T")
 
@@ -181,6 +181,18 @@ class InstanceDirectory:
         fd = self._open(self.path)
         if fd is not None:
             hold_to_size(fd, name, limit, precious)
+
+    def reserve(self, name: str, size: int) -> None:
+        """Keep room for what others append to a file next; see `ring_log`.
+
+        Raises:
+            HostError: there is no such room.
+        """
+        try:
+            reserve(self._need(), name, size)
+        except OSError as error:
+            message = f"there is no room for {format_size(size)} in {self.path}: {error.strerror}"
+            raise HostError(message, instance=self.name, hint="make room on that file system") from error
 
     def remove_volatile(self) -> None:
         """Remove the volatile directory and everything in it."""

@@ -21,6 +21,9 @@ from hvcore_kvm.runtime import StopRequest
 TAIL = 256 * 2**10
 """How much of the end of the file is read, in bytes. It is QEMU's: a guest that has taken it over may fill it."""
 
+MIGRATION_EVENTS = 256 * 2**10
+"""Bytes kept free for what QEMU reports while a guest moves: whether it has gone over must not get lost."""
+
 LIMIT = TAIL - SLACK
 """How much of the file is kept, in bytes, besides the last of each of the telling events."""
 

@@ -122,6 +122,27 @@ def read_newest(fd: int, limit: int) -> bytes:
     return b"".join(parts)
 
 
+def reserve(directory_fd: int, name: str, size: int) -> None:
+    """Keep room on the file system for what is appended to a file next; its size stays what it is.
+
+    Args:
+        directory_fd: the directory of the file.
+        name: its name.
+        size: bytes to be kept. Where the file system cannot keep any, nothing is kept.
+
+    Raises:
+        OSError: there is no such room, or no such file.
+    """
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+    try:
+        _allocate(fd, _KEEP_SIZE, os.fstat(fd).st_size, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(fd)
+
+
 @functools.cache
 def _fallocate() -> Any:
     library = ctypes.CDLL(None, use_errno=True)
@@ -131,6 +152,10 @@ def _fallocate() -> Any:
 
 
 def _punch(fd: int, begin: int, size: int) -> None:
-    if _fallocate()(fd, _KEEP_SIZE | _PUNCH_HOLE, begin, size):
+    _allocate(fd, _KEEP_SIZE | _PUNCH_HOLE, begin, size)
+
+
+def _allocate(fd: int, mode: int, begin: int, size: int) -> None:
+    if _fallocate()(fd, mode, begin, size):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -24,7 +24,8 @@ from hvcore import (
     OperationFailed,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.directory import EVENTS, InstanceDirectory
+from hvcore_kvm.events import MIGRATION_EVENTS
 from hvcore_kvm.launch import Arrival
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials
@@ -164,6 +165,7 @@ class Accepting:
 
     def _listen(self, client: QmpClient, pid: int) -> None:
         monitor = Monitor(client, self._deadline)
+        self._directory.reserve(EVENTS, MIGRATION_EVENTS)
         self._plug(monitor)
         known = self.plan.decisions.capabilities.migration_capabilities
         # A guest that is to run takes its disks when it is let run: until then the source can take it back.

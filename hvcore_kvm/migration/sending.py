@@ -24,8 +24,8 @@ from hvcore import (
     WrongState,
 )
 from hvcore_kvm import process
-from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.events import read_events
+from hvcore_kvm.directory import EVENTS, InstanceDirectory
+from hvcore_kvm.events import MIGRATION_EVENTS, read_events
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials, remove_copies, remove_credentials
 from hvcore_kvm.migration.evidence import stopped_at
 from hvcore_kvm.migration.info import run_state_of
@@ -123,6 +123,7 @@ class Sending:
                 downtime_limit=policy.downtime_limit,
                 raised=now,
             )
+            self._directory.reserve(EVENTS, MIGRATION_EVENTS)
             self._write(record)
             try:
                 self._prepare(monitor, target, policy, known)

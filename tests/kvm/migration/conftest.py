@@ -46,9 +46,19 @@ class Pair:
 
     def keep(self, side: str) -> None:
         """Keep what a QEMU reports, also when its directory has gone."""
-        events = Path(self.sides()[side].driver.directories.state) / "instances/web1/events"
+        host = self.sides()[side]
+        events = Path(host.driver.directories.state) / "instances/web1/events"
+        kept, found = host.directory / f"{side}.events", self.directory / f"{side}.events"
+        # Each host may have a file system of its own.
         with contextlib.suppress(FileExistsError):
-            os.link(events, self.directory / f"{side}.events")
+            os.link(events, kept)
+        if not found.is_symlink():
+            found.symlink_to(kept)
+
+    def forget(self, side: str) -> None:
+        """What a QEMU has reported, before another is started there."""
+        (self.directory / f"{side}.events").unlink()
+        (self.sides()[side].directory / f"{side}.events").unlink()
 
     def accept(self, policy: MigrationPolicy, info: MigrationInfo | None = None) -> MigrationTarget:
         given = self.source.driver.migration_info("web1") if info is None else info
@@ -141,7 +151,7 @@ def make_pair(make_host: Callable[..., Any], tmp_path: Path) -> Iterator[Callabl
 
     def make(source: Mapping[str, Any] | None = None, destination: Mapping[str, Any] | None = None) -> Pair:
         for name in ("here", "there"):
-            (tmp_path / name).mkdir()
+            (tmp_path / name).mkdir(exist_ok=True)
         pair = Pair(
             make_host(directory=tmp_path / "here", **(source or {})),
             make_host(directory=tmp_path / "there", **(destination or {})),

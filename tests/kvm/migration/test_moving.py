@@ -213,7 +213,7 @@ def test_what_takes_too_long_is_cancelled(pair: Any, given: dict[str, Any]) -> N
     console.expect(b"ok")
     # And it can be moved afterwards.
     pair.killed.clear()
-    (pair.directory / "destination.events").unlink()
+    pair.forget("destination")
     pair.move(_policy())
     assert pair.running() == ["destination"]
 

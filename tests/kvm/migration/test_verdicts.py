@@ -219,7 +219,7 @@ def test_who_sends_is_killed(pair: Any) -> None:
     there.stop_instance("web1", force=True)
     console.send(b"D")
     console.expect(b"ok")
-    (pair.directory / "destination.events").unlink()
+    pair.forget("destination")
     pair.move(PLAIN)
     assert pair.running() == ["destination"]
 
@@ -248,6 +248,6 @@ def test_who_finishes_is_killed(pair: Any, side: str) -> None:
         pair.never_two()
         pair.destination.driver.stop_instance("web1", force=True)
         for name in ("source", "destination"):
-            (pair.directory / f"{name}.events").unlink()
+            pair.forget(name)
         info = _reach(pair, "completed")
     assert cut > 5

@@ -6,6 +6,8 @@ the file is removed. Failure undoes in reverse and reports both. Whoever finds a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
@@ -15,7 +17,7 @@ from typing import Any, Self
 
 import attrs
 
-from hvcore.errors import HypervisorError, OperationFailed
+from hvcore.errors import HostError, HypervisorError, OperationFailed
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +56,11 @@ class Journal:
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
-        self._write({"begin": self._operation, "pid": os.getpid(), "time": time.time(), **self._details})
+        try:
+            self._write({"begin": self._operation, "pid": os.getpid(), "time": time.time(), **self._details})
+        except HostError:
+            self.abandon()
+            raise
         return self
 
     def __exit__(
@@ -84,7 +90,9 @@ class Journal:
     def undo(self) -> list[str]:
         """Undo all steps, the last first; returns what could not be undone."""
         problems = []
-        self._write({"undo": self._operation})
+        # Where there is no room for it, whoever finds the journal takes this for an interrupted operation, as it is.
+        with contextlib.suppress(HostError):
+            self._write({"undo": self._operation})
         while self._done:
             step = self._done.pop()
             if step.undo is None:
@@ -112,8 +120,14 @@ class Journal:
         if self._fd is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self._path, flags, 0o600)
-        # The writer may be killed at any point, the host's crash takes the directory with it: no fsync is needed.
-        os.write(self._fd, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        try:
+            # The writer may be killed at any point, the host's crash takes the directory with it: no fsync is needed.
+            line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            message = f"cannot write the journal {self._path}: {error.strerror}"
+            raise HostError(message, hint="make room on that file system") from error
 
     def _finish(self) -> None:
         if self._fd is None:

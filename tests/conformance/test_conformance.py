@@ -106,6 +106,7 @@ def test_driver_fake_is_conformant(hv: Run, tmp_path: Path) -> None:
     assert verdict["verdict"] == "conformant", done.stdout
     assert done.returncode == 0
     assert (tmp_path / "report/verdict.md").read_text().startswith("# Driver fake")
+    assert "<h1>Driver fake" in (tmp_path / "report/verdict.html").read_text()
     assert list((tmp_path / "temporary").iterdir()) == []
 
 

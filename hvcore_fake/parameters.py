@@ -94,6 +94,12 @@ class GuestParameters:
         summary="What the guest does when it is asked to let go of a device: it does, it never does, or it says that "
         "it will not.",
     )
+    console_password: str | None = param(
+        default=None,
+        secret=True,
+        checks=(checks.no_control_characters,),
+        summary="Password of the console vnc. It is kept nowhere: nobody can connect.",
+    )
     vcpus_max: int | None = param(
         default=None,
         checks=(checks.between(1, 4096),),
@@ -122,6 +128,8 @@ def _order(parameters: GuestParameters) -> Iterator[Finding]:
         yield Finding(code="invalid-value", path="panic_after", message=message)
 
 
+_SECRETS = frozenset(("console_password",))
+
 SECTION = ParameterSection(title="Guest", place="instance", fields=GuestParameters, rules=(_order,))
 
 
@@ -145,6 +153,12 @@ def check_syntax(instance: Instance, foreign: bool) -> FindingSet:
     if foreign:
         return FindingSet(finding for finding in findings if finding.code != "unknown-parameter")
     return FindingSet((*findings, *_unknown_plugins(instance)))
+
+
+def without_secrets(instance: Instance) -> Instance:
+    """A definition as it may be written down."""
+    params = {key: value for key, value in instance.params.items() if key not in _SECRETS}
+    return attrs.evolve(instance, params=params)
 
 
 def guest_parameters(instance: Instance) -> GuestParameters:

@@ -137,6 +137,7 @@ class Process:
         media: what is in the removable drives, in order.
         clients: who is at its consoles, in order.
         stood: seconds for which its virtual CPUs did not run.
+        shown: the system UUID and the hardware addresses that its guest sees.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Process:
     media: tuple[str, ...] = ()
     clients: tuple[Client, ...] = ()
     stood: float = 0.0
+    shown: tuple[str, ...] = ()
 
     def device(self, ident: str) -> Attached | None:
         """The device of its guest with this identity."""

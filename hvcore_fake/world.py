@@ -11,10 +11,10 @@ from typing import Self
 
 import attrs
 
-from hvcore import Cause, Driver, EventBatch, HypervisorRefused, Instance, InstanceState, SpawnFailed
+from hvcore import Cause, Driver, EventBatch, HypervisorRefused, Instance, InstanceState, SpawnFailed, boot_id
 from hvcore_fake import guest, yielding
 from hvcore_fake.faults import FaultPlan
-from hvcore_fake.parameters import guest_parameters
+from hvcore_fake.parameters import guest_parameters, without_secrets
 from hvcore_fake.plugging import Plugging, attached_of, backends_of, media_of
 from hvcore_fake.processes import process_key, process_keys
 from hvcore_fake.record import Process
@@ -24,6 +24,7 @@ __all__ = ["FIRST_PID", "Counter", "World", "process_key", "process_keys"]
 
 _PIDS = "data/processes.json"
 _POWERCYCLES = "data/powercycles.json"
+_BOOTS = "data/boots.json"
 
 FIRST_PID = 2**22
 """Above every process id Linux gives out (``PID_MAX_LIMIT``), so that a modelled one is never taken for a real one."""
@@ -89,6 +90,20 @@ class World(Plugging):
         with self.store.locked():
             self._write(attrs.evolve(self._living(name), answering=True))
 
+    def host_restarts(self) -> None:
+        """The host is restarted: all processes are gone without a word, and it is another boot."""
+        with self.store.locked():
+            for process in self.processes():
+                self._remove(process)
+            record = self.store.read(_BOOTS, Counter)
+            self.store.write(_BOOTS, Counter(count=1 if record is None else record.count + 1))
+
+    @property
+    def boot(self) -> str:
+        """Which boot of the modelled host this is."""
+        record = self.store.read(_BOOTS, Counter)
+        return boot_id() if record is None else f"{boot_id()}+{record.count}"
+
     @property
     def powercycles(self) -> int:
         """How often the driver was asked to restart the host."""
@@ -124,7 +139,8 @@ class World(Plugging):
             attached=attached_of(instance),
             backends=backends,
             media=media_of(instance),
-            behaviour=guest_parameters(instance),
+            behaviour=guest_parameters(without_secrets(instance)),
+            shown=tuple(shown for shown in (instance.uuid, *(nic.mac for nic in instance.nics)) if shown is not None),
             state=InstanceState.INCOMING if incoming else InstanceState.PRELAUNCH,
             cause=Cause.MIGRATION if incoming else Cause.STARTED_PAUSED,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from breaking import breaks
 
-from hvcore import Deadline, Finding, HypervisorError, InstanceBusy, Recovery
+from hvcore import Deadline, Finding, FindingSet, HypervisorError, InstanceBusy, Recovery
 from hvcore.audit import audit_driver
 from hvcore.directories import private_directory
 from hvcore.locks import instance_lock
@@ -114,6 +114,16 @@ def unchecked(self: Any, instance: Any) -> Any:
 @breaks("PA-08")
 class StartsWhateverItIsGiven(FakeDriver):
     replaces = {"hvcore.passage.Passage._checked": unchecked}
+
+
+def both_at_once(self: Any, instance: Any, *, timeout: float | None = None) -> FindingSet:
+    definition, findings = self._examined(instance)
+    return findings + self._call("validate_parameters", definition.name, instance=definition, deadline=...)
+
+
+@breaks("PA-06")
+class AsksTheHostOfWhatIsWrong(FakeDriver):
+    replaces = {"hvcore.driver.Driver.validate_parameters": both_at_once}
 
 
 def nobody(fd: int) -> str:

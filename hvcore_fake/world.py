@@ -11,12 +11,12 @@ from typing import Self
 
 import attrs
 
-from hvcore import Cause, Driver, EventBatch, HypervisorRefused, Instance, InstanceState, SpawnFailed, boot_id
+from hvcore import Cause, Driver, EventBatch, HypervisorRefused, Instance, InstanceState, SpawnFailed
 from hvcore_fake import guest, yielding
 from hvcore_fake.faults import FaultPlan
 from hvcore_fake.parameters import guest_parameters, without_secrets
 from hvcore_fake.plugging import Plugging, attached_of, backends_of, media_of
-from hvcore_fake.processes import process_key, process_keys
+from hvcore_fake.processes import Counter, process_key, process_keys
 from hvcore_fake.record import Process
 from hvcore_fake.sending import next_phase
 
@@ -24,17 +24,9 @@ __all__ = ["FIRST_PID", "Counter", "World", "process_key", "process_keys"]
 
 _PIDS = "data/processes.json"
 _POWERCYCLES = "data/powercycles.json"
-_BOOTS = "data/boots.json"
 
 FIRST_PID = 2**22
 """Above every process id Linux gives out (``PID_MAX_LIMIT``), so that a modelled one is never taken for a real one."""
-
-
-@attrs.frozen(kw_only=True)
-class Counter:
-    """How many of something there have been."""
-
-    count: int
 
 
 class World(Plugging):
@@ -89,20 +81,6 @@ class World(Plugging):
         """The hypervisor process answers requests again."""
         with self.store.locked():
             self._write(attrs.evolve(self._living(name), answering=True))
-
-    def host_restarts(self) -> None:
-        """The host is restarted: all processes are gone without a word, and it is another boot."""
-        with self.store.locked():
-            for process in self.processes():
-                self._remove(process)
-            record = self.store.read(_BOOTS, Counter)
-            self.store.write(_BOOTS, Counter(count=1 if record is None else record.count + 1))
-
-    @property
-    def boot(self) -> str:
-        """Which boot of the modelled host this is."""
-        record = self.store.read(_BOOTS, Counter)
-        return boot_id() if record is None else f"{boot_id()}+{record.count}"
 
     @property
     def powercycles(self) -> int:

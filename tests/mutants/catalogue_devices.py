@@ -26,14 +26,17 @@ from hvcore import (
     LiveParameters,
     OperationFailed,
     PasswordResult,
+    Recovery,
     ResizeResult,
     StateReason,
     Transition,
     hookimpl,
+    unfinished,
 )
 from hvcore_fake import FakeDriver
 from hvcore_fake.account import record_key
 from hvcore_fake.record import Backend, RuntimeRecord
+from hvcore_fake.transaction import journal_key
 from hvcore_fake.world import process_key
 
 
@@ -55,6 +58,17 @@ class AddsNothing(FakeDriver):
     def hv_hot_add_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
         assert isinstance(device, Disk)
         return HotplugResult(device=device.uuid or "", done=True)
+
+
+@breaks("LC-29")
+class RecoversNoDevices(FakeDriver):
+    @hookimpl
+    def hv_recover(self, name: str, deadline: Deadline) -> Recovery:
+        entries = unfinished(self._world.store.path(journal_key(name)))
+        if entries and entries[0].get("begin") == "hot_add_device":
+            self._world.store.remove(journal_key(name))
+            return Recovery()
+        return super().hv_recover(name, deadline)
 
 
 @breaks("DE-02")

@@ -142,6 +142,9 @@ _EXPORTS: dict[str, str] = {
     "as_plain": "hvcore.records",
     "instance_lock": "hvcore.locks",
     "ConformanceProfile": "hvcore.conformance.profile",
+    "ConsoleClient": "hvcore.conformance.profile",
+    "LiveParameter": "hvcore.conformance.profile",
+    "PasswordConsole": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
     "Seconds": "hvcore.model.units",
     "parse_size": "hvcore.model.units",
@@ -182,6 +185,9 @@ if TYPE_CHECKING:
         DriverDescription as DriverDescription,
     )
     from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
+    from hvcore.conformance.profile import ConsoleClient as ConsoleClient
+    from hvcore.conformance.profile import LiveParameter as LiveParameter
+    from hvcore.conformance.profile import PasswordConsole as PasswordConsole
     from hvcore.console_clients import console_holder as console_holder
     from hvcore.console_clients import device_holder as device_holder
     from hvcore.deadline import Deadline as Deadline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState, RecordError, StateReason, boot_id
+from hvcore import Cause, Instance, InstanceState, RecordError, StateReason
 from hvcore_fake.events import events_key
 from hvcore_fake.record import Ending, Process, RuntimeRecord
 from hvcore_fake.world import World
@@ -106,7 +106,7 @@ def look(world: World, name: str) -> Account | None:
         damage = error.message
     process = world.process(name)
     if process is not None:
-        state, reason = _living(process)
+        state, reason = _living(world, process)
         return Account(name=name, state=state, reason=reason, process=process, record=record, damage=damage)
     if damage:
         reason = StateReason(cause=Cause.OTHER, detail=damage)
@@ -127,19 +127,22 @@ def _ending(world: World, name: str) -> Ending | None:
         return Ending(state=InstanceState.UNKNOWN, reason=StateReason(cause=Cause.OTHER, detail=error.message))
 
 
-def _living(process: Process) -> tuple[InstanceState, StateReason]:
+def _living(world: World, process: Process) -> tuple[InstanceState, StateReason]:
     state, cause, since = process.state, process.cause, process.since
     words = _WORDS.get(cause, "")
     if not process.answering:
         state, cause, words = InstanceState.UNKNOWN, Cause.NOT_ANSWERING, "its process does not answer"
     elif process.stopping and state is InstanceState.RUNNING:
         state, cause, words = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, "the guest was asked to power off"
-    return state, StateReason(cause=cause, detail=words, since=since, boot_id=boot_id())
+    return state, StateReason(cause=cause, detail=words, since=since, boot_id=world.boot)
 
 
 def _ended(world: World, record: RuntimeRecord) -> tuple[InstanceState, StateReason]:
     events = [numbered.event for numbered in world.events.of(record.instance.name, record.events_before)]
     last = next((event for event in reversed(events) if event.name == "SHUTDOWN"), None)
+    if last is None and record.boot_id != world.boot:
+        state, cause, words = InstanceState.CRASHED, Cause.HOST_RESTARTED, "the host was restarted while it ran"
+        return state, StateReason(cause=cause, detail=words, boot_id=record.boot_id)
     if last is None:
         state, cause, words = InstanceState.CRASHED, Cause.DIED, "its process ended without a word"
         return state, StateReason(cause=cause, detail=words, boot_id=record.boot_id)

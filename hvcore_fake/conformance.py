@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import attrs
 
-from hvcore import ConformanceProfile, Driver, Instance, Size
+from hvcore import ConformanceProfile, Disk, Driver, Instance, LiveParameter, PasswordConsole, Size
 from hvcore_fake.account import record_key
+from hvcore_fake.console_client import ModelledClient
+from hvcore_fake.plugging import NEWEST_QCOW2
 from hvcore_fake.world import World, process_key
 
 
@@ -29,16 +34,73 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
         damage_records=_damage_records,
         times_asked=_times_asked,
         restarts=lambda driver: World.of(driver).powercycles,
+        unstartable=lambda name, directory: _definition(name, directory, disks=[_unreadable(directory)[0]]),
+        unwilling=lambda name, directory: _definition(name, directory, params={"unplug": "ignore", "balloon_rate": 0}),
+        lets_go=lambda driver, name: World.of(driver).guest_lets_go(name),
+        holds=_holds,
+        unreadable=_unreadable,
+        live=LiveParameter(name="shutdown_time", value=7.0, read=_shutdown_time),
+        attach=ModelledClient,
+        password=_password,
+        identity=_identity,
+        impostor=_impostor,
+        host_restarts=_host_restarts,
         migration={"tls": False},
-        absent={
-            "argv": "a modelled process has no argument list",
-            "unstartable": "a modelled process does not end before it is ready, and prints nothing",
-        },
+        absent={"argv": "a modelled process has no argument list"},
     )
 
 
-def _definition(name: str, directory: str) -> Instance:
-    return Instance(name=name, memory=Size(64 << 20))
+def _definition(name: str, directory: str, **more: Any) -> Instance:
+    return Instance(name=name, memory=Size(64 << 20), **more)
+
+
+def _unreadable(directory: str) -> tuple[Disk, str]:
+    path, version = os.path.join(directory, "newer.qcow2"), NEWEST_QCOW2 + 1
+    with open(path, "wb") as file:
+        file.write(b"QFI\xfb" + version.to_bytes(4, "big") + bytes(512))
+    return Disk(path=path, format="qcow2"), f"Unsupported qcow2 version {version} of {path}"
+
+
+def _password(name: str, directory: str) -> PasswordConsole:
+    secret = "Hvc0nf!0"  # noqa: S105 - of nothing
+    params = {"console_password": secret}
+    instance = _definition(name, directory, consoles=("serial", "vnc"), params=params)
+    return PasswordConsole(instance=instance, kind="vnc", secret=secret)
+
+
+def _holds(driver: Driver, name: str, path: str) -> bool:
+    process = World.of(driver).process(name)
+    return process is not None and path in {backend.source for backend in process.backends}
+
+
+def _shutdown_time(driver: Driver, name: str) -> object:
+    process = World.of(driver).process(name)
+    return None if process is None else process.behaviour.shutdown_time
+
+
+def _identity(driver: Driver, name: str) -> frozenset[str]:
+    process = World.of(driver).process(name)
+    return frozenset() if process is None else frozenset(process.shown)
+
+
+def _host_restarts(driver: Driver, name: str) -> None:
+    del name
+    World.of(driver).host_restarts()
+
+
+@contextlib.contextmanager
+def _impostor(driver: Driver, name: str) -> Iterator[Callable[[], bool]]:
+    """Another modelled process, of no instance, gets the process id."""
+    world, other = World.of(driver), "somebody-else"
+    process = world.process(name)
+    with world.store.locked():
+        world.kill(name)
+        if process is not None:
+            world.store.write(process_key(other), attrs.evolve(process, name=other))
+    try:
+        yield lambda: world.process(other) is not None
+    finally:
+        world.store.remove(process_key(other))
 
 
 def _deafen(driver: Driver, name: str) -> None:

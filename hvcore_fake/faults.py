@@ -57,6 +57,13 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "save_instance": ("file", "kill", "ending", "removal", "commit"),
     "restore_instance": ("directory", "process", "record", "load", "mark", "resume", "commit"),
     "cleanup_instance": ("removal", "commit"),
+    "hot_add_device": ("record", "backend", "device", "settle", "commit"),
+    "hot_del_device": ("record", "request", "wait", "backend", "settle", "commit"),
+    "hot_mod_device": ("change", "record", "device", "request", "wait", "backend", "settle", "commit"),
+    "resize_disk": ("resize", "commit"),
+    "balloon_instance_memory": ("balloon", "wait", "commit"),
+    "disconnect_console": ("disconnect", "commit"),
+    "set_console_password": ("password", "commit"),
     "accept_instance": ("directory", "process", "record", "commit"),
     "migrate_instance": ("send", "commit"),
     "continue_migration": ("steer", "switch-over", "commit"),
@@ -72,12 +79,18 @@ writes the runtime record; ``resume`` lets the guest run; ``pause`` stops it; ``
 ``wait`` gives the guest its time; ``kill`` ends the process; ``ending`` writes why the instance ended; ``removal``
 removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``file``
 writes the file of a saved instance; ``load`` gives its guest to a process; ``mark`` writes into it that it is restored;
+``backend`` opens or closes what is behind a device; ``device`` gives it to the guest; ``request`` asks the guest to let
+go of it; ``settle`` writes down that nothing is under way with it any more; ``change`` changes what the guest has no
+part in; ``resize``, ``balloon``, ``disconnect`` and ``password`` do what their operations are for;
 ``send`` begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets
 its guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
 host; ``commit`` ends the journal.
 """
 
-EVENTS = ("RESUME", "STOP", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")
+EVENTS = (
+    *("RESUME", "STOP", "RESET", "POWERDOWN", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"),
+    *("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"),
+)
 """Names of the events a modelled process writes."""
 
 

@@ -1,4 +1,7 @@
-"""How a modelled guest behaves: what its time, the power button and a stopped CPU make of it. Pure functions."""
+"""How a modelled guest behaves: what its time, the power button and a stopped CPU make of it. Pure functions.
+
+What it does about devices and its balloon is in `hvcore_fake.yielding`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import Literal
 import attrs
 
 from hvcore import Cause, InstanceState
+from hvcore_fake import yielding
 from hvcore_fake.record import Process
 
-Doing = Literal["power-off", "panic"]
+Doing = Literal["power-off", "panic", "unplug"]
 """What a guest may do by itself."""
 
 
@@ -40,7 +44,7 @@ def press(process: Process, now: float) -> Process:
 
 def freeze(process: Process, now: float, state: InstanceState, cause: Cause) -> Process:
     """The virtual CPUs stop: nothing of what the guest was about to do goes on."""
-    return attrs.evolve(process, state=state, cause=cause, since=now, frozen=now)
+    return attrs.evolve(yielding.settled(process, now), state=state, cause=cause, since=now, frozen=now)
 
 
 def hold(process: Process, now: float) -> Process:
@@ -48,22 +52,25 @@ def hold(process: Process, now: float) -> Process:
     if process.state is InstanceState.MIGRATING:
         return process
     frozen = now if process.frozen is None else process.frozen
-    return attrs.evolve(process, state=InstanceState.MIGRATING, cause=Cause.MIGRATION, since=now, frozen=frozen)
+    still = yielding.settled(process, now)
+    return attrs.evolve(still, state=InstanceState.MIGRATING, cause=Cause.MIGRATION, since=now, frozen=frozen)
 
 
 def thaw(process: Process, now: float) -> Process:
     """The virtual CPUs run, for the first time or again; everything the guest was about to do comes later."""
-    running = attrs.evolve(process, state=InstanceState.RUNNING, cause=Cause.STARTED, since=now)
+    running = attrs.evolve(process, state=InstanceState.RUNNING, cause=Cause.STARTED, since=now, memory_at=now)
     if process.booted is None:
-        return boot(running, now)
+        return boot(attrs.evolve(running, stood=now - process.started), now)
     lost = 0.0 if process.frozen is None else now - process.frozen
-    return attrs.evolve(
+    again = attrs.evolve(
         running,
         booted=process.booted + lost,
         powers_off=_shifted(process.powers_off, lost),
         panics=_shifted(process.panics, lost),
         frozen=None,
+        stood=process.stood + lost,
     )
+    return yielding.notice(yielding.later(again, lost), now)
 
 
 def next_doing(process: Process) -> tuple[float, Doing] | None:
@@ -75,6 +82,9 @@ def next_doing(process: Process) -> tuple[float, Doing] | None:
         due.append((process.powers_off, "power-off"))
     if process.panics is not None:
         due.append((process.panics, "panic"))
+    leaves = yielding.next_leave(process)
+    if leaves is not None:
+        due.append((leaves, "unplug"))
     return min(due, default=None)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from hvcore import Cause, Instance, InstanceState, RecordError, StateReason, boot_id
+from hvcore import Cause, Instance, InstanceState, RecordError, StateReason
 from hvcore_fake.account import ENDINGS, Account, definition_key, directory_key, ending_key, look, record_key
+from hvcore_fake.parameters import without_secrets
 from hvcore_fake.record import Ending, RuntimeRecord
 from hvcore_fake.world import World, process_keys
 
@@ -99,10 +100,10 @@ def write_record(world: World, instance: Instance, *, incoming: bool = False) ->
     """Write down what an instance runs with, and that it has not ended."""
     process = world.process(instance.name)
     record = RuntimeRecord(
-        instance=instance,
+        instance=without_secrets(instance),
         pid=0 if process is None else process.pid,
         events_before=world.events.last if process is None else process.events_before,
-        boot_id=boot_id(),
+        boot_id=world.boot,
         incoming=incoming,
     )
     world.store.write(record_key(instance.name), record)
@@ -117,7 +118,7 @@ def _write_ending(world: World, name: str, cause: Cause | None, detail: str, sav
     if known is not None and known.process is None and cause is None:
         state, reason = known.state, known.reason
     else:
-        reason = StateReason(cause=cause or Cause.HOST_STOP, detail=detail, since=world.clock(), boot_id=boot_id())
+        reason = StateReason(cause=cause or Cause.HOST_STOP, detail=detail, since=world.clock(), boot_id=world.boot)
         state = InstanceState.STOPPED if saved_as is None else InstanceState.SAVED
     definition = _next_definition(world, name, known)
     uuid = None if definition is None else definition.uuid

@@ -24,6 +24,7 @@ from hvcore import (
 from hvcore_fake.account import Account, account_keys, definition_key, look
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.life import finish, launch, put_in_order
+from hvcore_fake.parameters import without_secrets
 from hvcore_fake.record import Process
 from hvcore_fake.recovery import settle
 from hvcore_fake.transaction import Call, Transaction, journal_key, transaction
@@ -103,7 +104,7 @@ def reboot(call: Call, name: str, instance: Instance | None, mode: str, grace: f
         with transaction(call, name, {"process": process.pid}) as effects:
             effects.effect(
                 "definition",
-                lambda: world.store.write(definition_key(name), definition),
+                lambda: world.store.write(definition_key(name), without_secrets(definition)),
                 files=(definition_key(name),),
             )
             if mode == "soft":

@@ -62,6 +62,11 @@ def _with_guest(process: Process, guest: Process) -> Process:
         powers_off=since_then(guest.powers_off),
         panics=since_then(guest.panics),
         asked=guest.asked,
+        memory=guest.memory,
+        memory_target=guest.memory_target,
+        # Its definition has counted the virtual CPUs that were plugged.
+        attached=tuple(device for device in guest.attached if device.kind != "vcpu"),
+        stood=-process.started,
         # Its clock begins when it is told to run: two hosts have two clocks.
         frozen=0.0,
     )

@@ -15,6 +15,7 @@ from hvcore import (
     ParameterTable,
     Seconds,
     Size,
+    checks,
     param,
     structure_sections,
 )
@@ -25,8 +26,23 @@ NIC_MODES = ("user", "bridged", "routed", "openvswitch")
 SECURITY_MODELS = ("none",)
 """Security models that are accepted; a modelled process needs no confinement."""
 
-CONSOLE_TYPES = ("serial",)
-"""Console types a modelled instance offers."""
+CONSOLE_TYPES = ("serial", "vnc")
+"""Console types a modelled instance may offer."""
+
+PASSWORD_CONSOLES = ("vnc",)
+"""Those that a password can be set for; the others take one client at a time."""
+
+
+@attrs.frozen(kw_only=True)
+class CdRom:
+    """A CD-ROM drive."""
+
+    path: str | None = param(
+        default=None,
+        checks=(checks.absolute_path,),
+        changes="live",
+        summary="Image that is in it; empty when not given.",
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -39,9 +55,14 @@ class GuestParameters:
         summary="How long the guest boots; until then it does not notice the power button.",
     )
     shutdown_time: Seconds = param(
-        default=Seconds(1.0), unit="seconds", summary="How long the guest takes to power off once it was asked to."
+        default=Seconds(1.0),
+        unit="seconds",
+        changes="live",
+        summary="How long the guest takes to power off once it was asked to.",
     )
-    ignore_power_button: bool = param(default=False, summary="The guest never powers off when it is asked to.")
+    ignore_power_button: bool = param(
+        default=False, changes="live", summary="The guest never powers off when it is asked to."
+    )
     power_off_after: Seconds | None = param(
         default=None, unit="seconds", summary="The guest powers itself off so long after its start."
     )
@@ -51,12 +72,52 @@ class GuestParameters:
     dirty_rate: Size = param(
         default=Size(0),
         unit="bytes a second",
+        changes="live",
         summary="How much of its memory the guest changes while it runs; a migration sends 1 GiB a second.",
     )
     on_panic: str = param(
         default="shutdown",
         choices=("shutdown", "pause"),
+        changes="live",
         summary="What a panic does to the instance: its process ends, or is kept with the guest paused.",
+    )
+    unplug_time: Seconds = param(
+        default=Seconds(0.0),
+        unit="seconds",
+        changes="live",
+        summary="How long the guest takes to let go of a device once it was asked to.",
+    )
+    unplug: str = param(
+        default="obey",
+        choices=("obey", "ignore", "refuse"),
+        changes="live",
+        summary="What the guest does when it is asked to let go of a device: it does, it never does, or it says that "
+        "it will not.",
+    )
+    console_password: str | None = param(
+        default=None,
+        secret=True,
+        checks=(checks.no_control_characters,),
+        summary="Password of the console vnc. It is kept nowhere: nobody can connect.",
+    )
+    vcpus_max: int | None = param(
+        default=None,
+        checks=(checks.between(1, 4096),),
+        summary="How many virtual CPUs it may get while it runs; vcpus when not given.",
+    )
+    balloon: bool = param(default=True, summary="The guest has a balloon.")
+    balloon_rate: Size | None = param(
+        default=None,
+        unit="bytes a second",
+        changes="live",
+        summary="How fast the guest gives memory back or takes more; at once when not given, never with 0.",
+    )
+    memory_min: Size | None = param(
+        default=None, unit="bytes", changes="live", summary="The least memory the balloon may leave to the guest."
+    )
+    cdroms: tuple[CdRom, ...] = param(default=(), changes="live", summary="CD-ROM drives.")
+    tray_locked: bool = param(
+        default=False, changes="live", summary="The guest has locked the trays of its CD-ROM drives."
     )
 
 
@@ -66,6 +127,8 @@ def _order(parameters: GuestParameters) -> Iterator[Finding]:
         message = f"comes after the guest has powered itself off ({off:g} s)"
         yield Finding(code="invalid-value", path="panic_after", message=message)
 
+
+_SECRETS = frozenset(("console_password",))
 
 SECTION = ParameterSection(title="Guest", place="instance", fields=GuestParameters, rules=(_order,))
 
@@ -90,6 +153,12 @@ def check_syntax(instance: Instance, foreign: bool) -> FindingSet:
     if foreign:
         return FindingSet(finding for finding in findings if finding.code != "unknown-parameter")
     return FindingSet((*findings, *_unknown_plugins(instance)))
+
+
+def without_secrets(instance: Instance) -> Instance:
+    """A definition as it may be written down."""
+    params = {key: value for key, value in instance.params.items() if key not in _SECRETS}
+    return attrs.evolve(instance, params=params)
 
 
 def guest_parameters(instance: Instance) -> GuestParameters:

@@ -7,7 +7,6 @@ from hvcore import (
     AncillaryFiles,
     Capability,
     Claim,
-    Console,
     Deadline,
     DriverContext,
     DriverDescription,
@@ -35,10 +34,10 @@ from hvcore import (
     hookimpl,
 )
 from hvcore_fake import lifecycle, migration, parameters, queries
+from hvcore_fake.device_hooks import DeviceHooks
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.plan import plan_start
 from hvcore_fake.recovery import recover
-from hvcore_fake.saving_hooks import SavingHooks
 from hvcore_fake.settings import read_settings
 from hvcore_fake.transaction import Call
 from hvcore_fake.world import World
@@ -52,8 +51,14 @@ _CAPABILITIES = (
     Capability.PAUSE,
     Capability.SAVE_RESTORE,
     Capability.RECOVER,
+    Capability.STATS,
     Capability.VERIFY_INSTANCE,
+    Capability.HOTPLUG,
+    Capability.RESIZE_DISK,
+    Capability.BALLOON,
     Capability.CONSOLE,
+    Capability.CONSOLE_PASSWORD,
+    Capability.CONSOLE_DISCONNECT,
     Capability.MIGRATION,
     Capability.MIGRATION_STEPS,
     Capability.POWERCYCLE,
@@ -62,7 +67,7 @@ _CAPABILITIES = (
 )
 
 
-class FakeDriver(SavingHooks):
+class FakeDriver(DeviceHooks):
     """A driver of a modelled hypervisor, with state on disk, a virtual clock and scripted faults."""
 
     def __init__(self, context: DriverContext) -> None:
@@ -185,11 +190,6 @@ class FakeDriver(SavingHooks):
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Compare the record of an instance with reality."""
         return self._run("verify_instance", name, deadline, lambda call: queries.verify_instance(call.world, name))
-
-    @hookimpl
-    def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:
-        """Describe a console."""
-        return self._run("get_instance_console", name, deadline, lambda call: queries.console(call.world, name, kind))
 
     @hookimpl
     def hv_versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hvcore import Directories, InstanceState, NotRunning
+import attrs
+
+from hvcore import Directories, InstanceState, NotRunning, boot_id
 from hvcore_fake import link
 from hvcore_fake.clock import VirtualClock
 from hvcore_fake.events import EventLog, events_key
@@ -10,6 +12,15 @@ from hvcore_fake.faults import FaultPlan
 from hvcore_fake.link import PROCESSES
 from hvcore_fake.record import Process
 from hvcore_fake.store import Store
+
+_BOOTS = "data/boots.json"
+
+
+@attrs.frozen(kw_only=True)
+class Counter:
+    """How many of something there have been."""
+
+    count: int
 
 
 class Processes:
@@ -40,6 +51,20 @@ class Processes:
         """All processes that live, by name."""
         names = self.store.names(PROCESSES, ".json")
         return tuple(process for name in names if (process := self.process(name)) is not None)
+
+    def host_restarts(self) -> None:
+        """The host is restarted: all processes are gone without a word, and it is another boot."""
+        with self.store.locked():
+            for process in self.processes():
+                self._remove(process)
+            record = self.store.read(_BOOTS, Counter)
+            self.store.write(_BOOTS, Counter(count=1 if record is None else record.count + 1))
+
+    @property
+    def boot(self) -> str:
+        """Which boot of the modelled host this is."""
+        record = self.store.read(_BOOTS, Counter)
+        return boot_id() if record is None else f"{boot_id()}+{record.count}"
 
     def _living(self, name: str) -> Process:
         process = self.process(name)

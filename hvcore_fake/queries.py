@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import attrs
 
 from hvcore import (
-    Console,
     Deadline,
+    DeviceInfo,
+    Disk,
     EventBatch,
     Finding,
     FindingSet,
@@ -19,15 +21,14 @@ from hvcore import (
     InstanceListing,
     InstanceName,
     InstanceNotFound,
-    InvalidParameters,
     NodeInfo,
-    NotRunning,
     Severity,
     format_size,
     read_node_info,
 )
+from hvcore_fake import yielding
 from hvcore_fake.account import Account, listed_names, look
-from hvcore_fake.parameters import CONSOLE_TYPES
+from hvcore_fake.plugging import devices_of
 from hvcore_fake.transaction import JOURNALS, journal_key
 from hvcore_fake.world import World
 
@@ -90,22 +91,6 @@ def verify_host(world: World) -> FindingSet:
     return FindingSet(findings)
 
 
-def console(world: World, name: str, kind: str | None) -> Console:
-    """A modelled console: everything a client needs to know, and nothing to connect to."""
-    account = known(world, name)
-    if account.process is None:
-        raise NotRunning("it is not running", instance=name, hint="start it first")
-    definition = account.definition
-    offered = CONSOLE_TYPES if definition is None else definition.consoles
-    if kind is None and offered:
-        kind = offered[0]
-    if kind is None or kind not in offered:
-        message = f"it offers {', '.join(offered) or 'no console'}, not {kind or 'any'}"
-        finding = Finding(code="unknown-console", path="kind", message=message)
-        raise InvalidParameters("there is no such console", FindingSet([finding]), instance=name)
-    return Console(instance=name, kind=kind, message="a modelled console: there is nothing to connect to")
-
-
 def node_info(world: World, version: str) -> NodeInfo:
     """Facts about this host, less what the modelled instances use."""
     facts = read_node_info()
@@ -159,14 +144,38 @@ def _info(world: World, account: Account) -> InstanceInfo:
         state=account.state,
         reason=account.reason,
         pid=process.pid,
-        memory=process.memory,
-        memory_max=process.memory,
-        vcpus=process.vcpus,
+        memory=yielding.memory_now(process, world.clock()),
+        memory_max=process.memory_max,
+        vcpus=process.vcpus + sum(device.kind == "vcpu" for device in process.attached),
         uptime=world.clock() - process.started,
         machine=MACHINE,
         accelerator="model",
+        devices=tuple(_devices(account)),
         incomplete=account.damage or ("" if process.answering else "its process does not answer"),
     )
+
+
+def _devices(account: Account) -> Iterator[DeviceInfo]:
+    """The disks and NICs of the record that the guest has, or is to get."""
+    record, process = account.record, account.process
+    if record is None or process is None:
+        return
+    under_way: dict[str, Literal["adding", "removing"]] = {
+        change.ident: "adding" if change.action == "add" else "removing" for change in record.changes
+    }
+    for device in devices_of(record.instance):
+        uuid = device.uuid or ""
+        if process.device(uuid) is None and under_way.get(uuid) == "removing":
+            continue
+        is_disk = isinstance(device, Disk)
+        source = (device.path or device.uri or "") if isinstance(device, Disk) else f"{device.mode}:{device.link or ''}"
+        yield DeviceInfo(
+            kind="disk" if is_disk else "nic",
+            uuid=uuid,
+            name=device.name,
+            source=source.rstrip(":"),
+            state=under_way.get(uuid, "present"),
+        )
 
 
 def _unfinished(world: World, name: str) -> Iterator[Finding]:

@@ -68,13 +68,50 @@ class Connection:
 
 
 @attrs.frozen(kw_only=True)
+class Attached:
+    """A device that a guest has, or a virtual CPU that was plugged.
+
+    Attributes:
+        ident: uuid of a disk or NIC, ``vcpuN`` for a virtual CPU.
+        kind: ``disk``, ``nic`` or ``vcpu``.
+        size: bytes of a disk as the guest sees it.
+        asked: when the guest was last asked to let go of it, ``None`` for never.
+        leaves: when it will have, ``None`` when nothing makes it.
+        refused: it has said that it does not.
+    """
+
+    ident: str
+    kind: str
+    size: int = 0
+    asked: float | None = None
+    leaves: float | None = None
+    refused: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Backend:
+    """What a process has open for a disk or NIC: the uuid of that, and the image or the network."""
+
+    ident: str
+    source: str
+
+
+@attrs.frozen(kw_only=True)
+class Client:
+    """Somebody at a console: its type, and the program. The first of a type is attached, the others wait."""
+
+    kind: str
+    program: str
+
+
+@attrs.frozen(kw_only=True)
 class Process:
     """One modelled hypervisor process with its guest: reality, whatever the driver believes.
 
     Attributes:
         name: instance it was spawned for.
         pid: its process id, from a range no real process can have.
-        memory: bytes of memory of the guest.
+        memory: bytes of memory the guest had at ``memory_at``.
         vcpus: virtual CPUs of the guest.
         started: when it was spawned, in seconds since the epoch of the virtual clock.
         events_before: number of the last event in the world when it was spawned.
@@ -92,6 +129,15 @@ class Process:
         frozen: when the virtual CPUs were stopped, ``None`` while they run.
         resets: how often the reset button was pressed.
         sending: the migration that it is the source of, also when that has ended.
+        memory_at: when that was; while the virtual CPUs are stopped it does not change.
+        memory_target: bytes the balloon is to leave to the guest, ``None`` for all.
+        memory_max: bytes it was started with.
+        attached: what its guest has, in order.
+        backends: what is open for that.
+        media: what is in the removable drives, in order.
+        clients: who is at its consoles, in order.
+        stood: seconds for which its virtual CPUs did not run.
+        shown: the system UUID and the hardware addresses that its guest sees.
     """
 
     name: str
@@ -114,6 +160,34 @@ class Process:
     frozen: float | None = None
     resets: int = 0
     sending: Sending | None = None
+    memory_at: float = 0.0
+    memory_target: int | None = None
+    memory_max: int = 0
+    attached: tuple[Attached, ...] = ()
+    backends: tuple[Backend, ...] = ()
+    media: tuple[str, ...] = ()
+    clients: tuple[Client, ...] = ()
+    stood: float = 0.0
+    shown: tuple[str, ...] = ()
+
+    def device(self, ident: str) -> Attached | None:
+        """The device of its guest with this identity."""
+        return next((device for device in self.attached if device.ident == ident), None)
+
+
+@attrs.frozen(kw_only=True)
+class Change:
+    """Something that is under way with a device of a running instance.
+
+    Attributes:
+        ident: identity of the device.
+        kind: ``disk``, ``nic`` or ``vcpu``.
+        action: ``add`` or ``remove``.
+    """
+
+    ident: str
+    kind: str
+    action: str
 
 
 @attrs.frozen(kw_only=True)
@@ -126,6 +200,8 @@ class RuntimeRecord:
         events_before: number of the last event in the world when it was started.
         boot_id: boot of the host in which it was started.
         incoming: it comes from another host, and has not been told to run yet.
+        changes: what is under way with its devices; the definition names one from before it is added until after the
+            guest has let go of it.
     """
 
     instance: Instance
@@ -133,6 +209,7 @@ class RuntimeRecord:
     events_before: int
     boot_id: str
     incoming: bool = False
+    changes: tuple[Change, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -16,11 +16,13 @@ from hvcore import (
     Recovery,
     unfinished,
 )
-from hvcore_fake.account import ENDINGS, account_keys, directory_key
+from hvcore_fake.account import ENDINGS, account_keys, directory_key, record_key
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.finishing import settle_destination, settle_sides, settle_source
+from hvcore_fake.ledger import align, settle_devices
 from hvcore_fake.life import at_once, finish, kept_definition, launch, put_in_order
 from hvcore_fake.link import PROCESSES
+from hvcore_fake.record import RuntimeRecord
 from hvcore_fake.saved_file import discard, mark, read_saved
 from hvcore_fake.transaction import JOURNALS, Call, journal_key
 from hvcore_fake.world import World
@@ -39,7 +41,7 @@ def recover(call: Call, name: str) -> Recovery:
         return Recovery()
     with world.store.locked(call.deadline):
         world.store.sweep(*_DIRECTORIES)
-        found = _settled(world, name) or _sides(world, name)
+        found = _settled(world, name) or _sides(world, name) or _devices(world, name)
     return Recovery(instances=() if found is None else (found,))
 
 
@@ -76,6 +78,16 @@ def _sides(world: World, name: str) -> RecoveredInstance | None:
         return None
     operation, outcome, detail = found
     return RecoveredInstance(name=name, operation=operation, outcome=outcome, detail=detail)
+
+
+def _devices(world: World, name: str) -> RecoveredInstance | None:
+    try:
+        said = settle_devices(world, name)
+    except RecordError as error:
+        return RecoveredInstance(name=name, operation="hot_del_device", outcome=FAILED, detail=error.message)
+    if not said:
+        return None
+    return RecoveredInstance(name=name, operation="hot_del_device", outcome=COMPLETED, detail=", ".join(said))
 
 
 Steps = Sequence[Mapping[str, Any]]
@@ -167,6 +179,40 @@ def _settle_restore(world: World, name: str, begin: Mapping[str, Any], steps: St
     return UNDONE, "what had been started was taken away"
 
 
+def _settle_devices(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    del begin
+    said = settle_devices(world, name)
+    record = world.store.read(record_key(name), RuntimeRecord)
+    if record is not None and record.changes:
+        return COMPLETED, "the guest has been asked, and has not let go of it yet"
+    kept = any(words.endswith(("not added", "kept")) for words in said)
+    done = any(step["step"] == "settle" for step in steps) or bool(said)
+    return (COMPLETED if done and not kept else UNDONE), ", ".join(said) or "nothing was left to do"
+
+
+def _settle_modification(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    if not any(step["step"] == "change" for step in steps):
+        return _settle_devices(world, name, begin, steps)
+    before = next((step["images"] for step in steps if step["step"] == "record"), None)
+    if before is not None and world.store.images(before) != before:
+        return COMPLETED, "it had been changed"
+    align(world, name)
+    return UNDONE, "it is as it was"
+
+
+def _settle_told(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    """What the guest has been told is not taken back; nothing of it is half done."""
+    process = world.process(name)
+    device = None if process is None else process.device(str(begin.get("device")))
+    told = device is not None and device.size == begin.get("size")
+    told = told or (
+        process is not None and process.memory_target is not None and process.memory_target == begin.get("memory")
+    )
+    if told or _committed(steps):
+        return COMPLETED, "it had been told"
+    return UNDONE, "it had not been told"
+
+
 def _start_again(world: World, name: str) -> tuple[str, str]:
     definition = kept_definition(world, name)
     if definition is None:
@@ -198,6 +244,13 @@ _SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str,
     "pause_instance": _settle_control,
     "resume_instance": _settle_control,
     "cleanup_instance": _settle_cleanup,
+    "hot_add_device": _settle_devices,
+    "hot_del_device": _settle_devices,
+    "hot_mod_device": _settle_modification,
+    "resize_disk": _settle_told,
+    "balloon_instance_memory": _settle_told,
+    "disconnect_console": _settle_control,
+    "set_console_password": _settle_told,
     "accept_instance": _settle_start,
     "migrate_instance": _settle_control,
     "continue_migration": _settle_control,

@@ -11,12 +11,12 @@ from typing import Self
 
 import attrs
 
-from hvcore import Cause, Driver, EventBatch, Instance, InstanceState
-from hvcore_fake import guest
+from hvcore import Cause, Driver, EventBatch, HypervisorRefused, Instance, InstanceState, SpawnFailed
+from hvcore_fake import guest, yielding
 from hvcore_fake.faults import FaultPlan
-from hvcore_fake.moving import Moving
-from hvcore_fake.parameters import guest_parameters
-from hvcore_fake.processes import process_key, process_keys
+from hvcore_fake.parameters import guest_parameters, without_secrets
+from hvcore_fake.plugging import Plugging, attached_of, backends_of, media_of
+from hvcore_fake.processes import Counter, process_key, process_keys
 from hvcore_fake.record import Process
 from hvcore_fake.sending import next_phase
 
@@ -29,14 +29,7 @@ FIRST_PID = 2**22
 """Above every process id Linux gives out (``PID_MAX_LIMIT``), so that a modelled one is never taken for a real one."""
 
 
-@attrs.frozen(kw_only=True)
-class Counter:
-    """How many of something there have been."""
-
-    count: int
-
-
-class World(Moving):
+class World(Plugging):
     """The modelled hypervisor below some directories. All objects on the same directories see the same world.
 
     Args:
@@ -98,7 +91,16 @@ class World(Moving):
     # What the driver sees and does
 
     def spawn(self, instance: Instance, *, incoming: bool = False) -> Process:
-        """Begin a process whose guest has not yet run its first instruction, or comes from another host."""
+        """Begin a process whose guest has not yet run its first instruction, or comes from another host.
+
+        Raises:
+            SpawnFailed: it cannot open what is behind a device.
+        """
+        try:
+            backends = backends_of(instance)
+        except HypervisorRefused as error:
+            words = f"{instance.name}: {error.text}"
+            raise SpawnFailed(f"the process ended before it was ready: {words}", exit_status=1, output=words) from error
         counted = self.store.read(_PIDS, Counter)
         count = 0 if counted is None else counted.count
         self.store.write(_PIDS, Counter(count=count + 1))
@@ -110,7 +112,13 @@ class World(Moving):
             started=self.clock(),
             since=self.clock(),
             events_before=self.events.last,
-            behaviour=guest_parameters(instance),
+            memory_at=self.clock(),
+            memory_max=instance.memory,
+            attached=attached_of(instance),
+            backends=backends,
+            media=media_of(instance),
+            behaviour=guest_parameters(without_secrets(instance)),
+            shown=tuple(shown for shown in (instance.uuid, *(nic.mac for nic in instance.nics)) if shown is not None),
             state=InstanceState.INCOMING if incoming else InstanceState.PRELAUNCH,
             cause=Cause.MIGRATION if incoming else Cause.STARTED_PAUSED,
         )
@@ -122,8 +130,10 @@ class World(Moving):
         """Give a process that waits the state of a guest that was frozen."""
         waiting = self.process(name)
         if waiting is not None:
-            arrived = attrs.evolve(guest, pid=waiting.pid, started=waiting.started, since=self.clock())
-            self._write(attrs.evolve(arrived, events_before=waiting.events_before, stopping=False))
+            # What it has run so far, it has run in another process.
+            stood = 0.0 if guest.frozen is None else guest.frozen - waiting.started
+            arrived = attrs.evolve(guest, pid=waiting.pid, started=waiting.started, since=self.clock(), stood=stood)
+            self._write(attrs.evolve(arrived, events_before=waiting.events_before, stopping=False, clients=()))
 
     def resume(self, name: str) -> None:
         """Let the guest run. Without a process, nothing happens: so it is after a lie."""
@@ -139,8 +149,15 @@ class World(Moving):
         self.events.append(name, "STOP")
 
     def reset(self, name: str) -> None:
-        """Press the reset button; a guest that did not run waits before its first instruction, as in QEMU."""
+        """Press the reset button; a guest that did not run waits before its first instruction, as in QEMU.
+
+        Devices that it has been asked for are gone after it, as in QEMU too.
+        """
         process = self._living(name)
+        wanted = [device.ident for device in process.attached if device.asked is not None]
+        for ident in wanted:
+            self.events.append(name, "DEVICE_DELETED", device=ident)
+        process = yielding.without(process, *wanted)
         now = self.clock()
         pressed = attrs.evolve(process, resets=process.resets + 1, since=now)
         if process.state is InstanceState.RUNNING:
@@ -198,6 +215,22 @@ class World(Moving):
         before = self._phase(name)
         self._pass(self.clock() + seconds, lambda: self._phase(name) is not before)
 
+    def wait_for_leave(self, name: str, ident: str, seconds: float) -> None:
+        """Let time pass until the guest has let go of a device or refused to, at most so long."""
+
+        def answered() -> bool:
+            process = self.process(name)
+            device = None if process is None else process.device(ident)
+            return device is None or device.refused
+
+        self._pass(self.clock() + seconds, answered)
+
+    def wait_for_memory(self, name: str, seconds: float) -> None:
+        """Let time pass until the guest has the memory it is to have, at most so long."""
+        process = self.process(name)
+        needed = None if process is None else yielding.time_to_reach(process, self.clock())
+        self._pass(self.clock() + (seconds if needed is None else min(needed, seconds)), lambda: False)
+
     def note_powercycle(self) -> None:
         """The driver was asked to restart the host."""
         with self.store.locked():
@@ -220,6 +253,8 @@ class World(Moving):
                 self.clock.set(at)
                 if what == "migration":
                     self._migrate(process)
+                elif what == "unplug":
+                    self._let_go(process, at)
                 elif what == "panic":
                     self._panic(process)
                 else:

@@ -14,7 +14,7 @@ from hvcore.cli.session import Session
 
 @click.command(cls=HvCommand)
 @click.argument("name")
-@click.option("--report", metavar="DIR", help="Write verdict.json, verdict.md and pytest.log there.")
+@click.option("--report", metavar="DIR", help="Write verdict.json, verdict.md, verdict.html and pytest.log there.")
 @click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the profile, or of the plugin."
 )

@@ -70,7 +70,7 @@ def matrix(sentences: tuple[Requirement, ...], mutants: Mapping[str, list[str]])
         f"The [conformance suite](../conformance.md) has {len(every)} checks for {len(covered)} of them.",
         f"{faulty_drivers} mutants, faulty drivers and plugins, prove the checks of {len(proved)} sentences.",
         "Each mutant is failed by a check of the sentence it breaks.",
-        "Some sentences are kept by the facade whatever a driver does; no mutant of a driver can break those.",
+        "Some sentences are kept by the facade whatever a driver does; their mutants bring a faulty part of it.",
         "A sentence that is not covered may have tests of another kind, below `tests` in the source.",
         "",
         "| sentence | operations | checks | mutants |",

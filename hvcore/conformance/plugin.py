@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hv-settings", metavar="JSON", default="{}", help="settings of the driver, as a JSON object")
     group.addoption("--hv-option", metavar="KEY=VALUE", action="append", default=[], help="option of its profile")
     group.addoption("--hv-family", metavar="KIND:NAME", help="test this plugin of a family of the driver instead")
-    group.addoption("--hv-report", metavar="DIR", help="where verdict.json and verdict.md are written")
+    group.addoption("--hv-report", metavar="DIR", help="where verdict.json, verdict.md and verdict.html are written")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,8 +7,9 @@ takes options, a mapping from text to text, and returns a `ConformanceProfile`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -16,12 +17,55 @@ from hvcore.conformance.family import FamilySuite
 from hvcore.driver import Driver
 from hvcore.errors import LoadError
 from hvcore.findings import Finding, FindingSet
-from hvcore.model.instance import Instance
+from hvcore.model.instance import Disk, Instance
 
 PROFILE_GROUP = "hvcore.conformance_profiles"
 
 Provoke = Callable[[Driver, str], None]
 """Makes something happen to the instance of this name, and returns when it has happened."""
+
+
+class ConsoleClient(Protocol):
+    """Somebody who has connected to a console from outside."""
+
+    def wait_attached(self) -> bool:
+        """Return when it is attached, not only in line; or false, when that takes too long."""
+
+    def wait_detached(self) -> bool:
+        """Return when it was made to go; or false, when that takes too long."""
+
+    def close(self) -> None:
+        """Go."""
+
+
+@attrs.frozen(kw_only=True)
+class PasswordConsole:
+    """An instance with a console that takes a password.
+
+    Attributes:
+        instance: its definition.
+        kind: the console type.
+        secret: the password it is started with.
+    """
+
+    instance: Instance
+    kind: str
+    secret: str
+
+
+@attrs.frozen(kw_only=True)
+class LiveParameter:
+    """A parameter that changes while the guest runs.
+
+    Attributes:
+        name: its name.
+        value: a value that no definition of the profile has.
+        read: the value it has in the hypervisor, not by asking the driver.
+    """
+
+    name: str
+    value: Any
+    read: Callable[[Driver, str], object]
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +95,20 @@ class ConformanceProfile:
         argv: the argument list of the live hypervisor process.
         restarts: how often the driver has asked for a restart of the host; only where asking restarts nothing.
         unstartable: makes a definition that passes all checks and whose hypervisor process ends before it is ready.
+        unwilling: makes a definition whose guest gives nothing back when it is asked: no device before ``lets_go``, and
+            no memory.
+        lets_go: the guest of such a definition lets go of every device that it was asked for.
+        holds: says whether the hypervisor process of an instance has a file open.
+        unreadable: makes, in a directory, a disk that passes all checks and that the hypervisor refuses to open, and
+            words of its refusal.
+        live: a parameter that changes while the guest runs.
+        attach: connects to the first console of an instance, which takes one client at a time.
+        password: makes a definition with a console that takes a password.
+        identity: the system UUID and the hardware addresses that the hypervisor shows to its guest, in lower case.
+        impostor: kills the hypervisor process and lets another one have its process id, as far as the records of the
+            driver go; yields what says whether that one lives, and puts it away.
+        host_restarts: makes of the directories and processes what a restart of the host makes of them, for an
+            instance that runs.
         migration: policy for a migration to the second host of the checks, the same driver on other directories
             of this host, reached at 127.0.0.1.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
@@ -77,6 +135,16 @@ class ConformanceProfile:
     argv: Callable[[Driver, str], tuple[str, ...]] | None = None
     restarts: Callable[[Driver], int] | None = None
     unstartable: Callable[[str, str], Instance] | None = None
+    unwilling: Callable[[str, str], Instance] | None = None
+    lets_go: Provoke | None = None
+    holds: Callable[[Driver, str, str], bool] | None = None
+    unreadable: Callable[[str], tuple[Disk, str]] | None = None
+    live: LiveParameter | None = None
+    attach: Callable[[Driver, str], ConsoleClient] | None = None
+    password: Callable[[str, str], PasswordConsole] | None = None
+    identity: Callable[[Driver, str], frozenset[str]] | None = None
+    impostor: Callable[[Driver, str], AbstractContextManager[Callable[[], bool]]] | None = None
+    host_restarts: Provoke | None = None
     migration: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
     families: Mapping[str, FamilySuite] = attrs.field(factory=dict)

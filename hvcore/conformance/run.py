@@ -46,7 +46,8 @@ def run_suite(
 
     Args:
         driver: name of the driver.
-        report: directory for ``verdict.json``, ``verdict.md`` and ``pytest.log``; a temporary one when not given.
+        report: directory for ``verdict.json``, ``verdict.md``, ``verdict.html`` and ``pytest.log``; a temporary one
+            when not given.
         settings: settings of the driver.
         options: options of its profile.
         family: ``KIND:NAME``, to test that plugin of a family of the driver instead.

@@ -1,4 +1,4 @@
-"""The verdict on a driver, from what became of each check; as JSON, Markdown and a short table."""
+"""The verdict on a driver, from what became of each check; as JSON, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import attrs
 import hvcore
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.conformance.contract import Requirement, requirements
+from hvcore.conformance.page import verdict_page
 
 SCHEMA = 1
 """Version of the format of ``verdict.json``."""
@@ -90,6 +91,18 @@ class Verdict:
         return Counter(result.status for result in self.results)
 
     @property
+    def meanings(self) -> dict[str, str]:
+        """Every status that a sentence can have, and what it means."""
+        return dict(_MEANINGS)
+
+    @property
+    def title(self) -> str:
+        """What was tested, with its version."""
+        version = f" {self.description.version}" if self.description else ""
+        whose = f"{self.plugin} of driver {self.driver}" if self.plugin else f"Driver {self.driver}"
+        return f"{whose}{version}"
+
+    @property
     def checks(self) -> tuple[CheckResult, ...]:
         """Every check, by sentence."""
         return tuple(check for result in self.results for check in result.checks)
@@ -124,10 +137,7 @@ class Verdict:
 
     def markdown(self) -> str:
         """The verdict as a page."""
-        description = self.description
-        version = f" {description.version}" if description else ""
-        whose = f"{self.plugin} of driver {self.driver}" if self.plugin else f"Driver {self.driver}"
-        lines = [f"# {whose}{version}: {self.verdict}", "", "| sentences | |", "|---|---|"]
+        lines = [f"# {self.title}: {self.verdict}", "", "| sentences | |", "|---|---|"]
         lines += [f"| {self.counts[status]} | {status}: {meaning} |" for status, meaning in _MEANINGS.items()]
         lines += ["", *(f"- {problem}" for problem in self.problems), ""] if self.problems else [""]
         lines += ["| sentence | status | checks | |", "|---|---|---|---|"]
@@ -139,13 +149,14 @@ class Verdict:
         return "\n".join(lines) + "\n"
 
     def write(self, directory: str) -> None:
-        """Write ``verdict.json`` and ``verdict.md``; the directory is made if it is not there."""
+        """Write ``verdict.json``, ``verdict.md`` and ``verdict.html``; the directory is made if it is not there."""
         os.makedirs(directory, exist_ok=True)
         for name, text in (
             ("verdict.json", json.dumps(self.as_dict(), indent=2) + "\n"),
             ("verdict.md", self.markdown()),
+            ("verdict.html", verdict_page(self)),
         ):
-            with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+            with open(os.path.join(directory, name), "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
 
 

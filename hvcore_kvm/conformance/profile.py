@@ -12,13 +12,18 @@ import select
 import shutil
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from hvcore import ConformanceProfile, Deadline, Driver, Instance, Size
+from hvcore import ConformanceProfile, Deadline, Driver, Instance, LiveParameter, PasswordConsole, Size
+from hvcore_kvm.conformance import devices
+from hvcore_kvm.conformance.console_client import SerialClient
 from hvcore_kvm.directory import EVENTS
+from hvcore_kvm.runtime import PROCESS
 
 _PATIENCE = 30.0
 _LOOK_AGAIN = 0.01
@@ -64,6 +69,21 @@ def _of_driver(accel: str) -> ConformanceProfile:
         damage_records=_damage_records,
         times_asked=_times_asked,
         argv=_argv,
+        # The firmware has no hotplug and no balloon of its own.
+        unwilling=lambda name, directory: _definition(name, directory, accel),
+        lets_go=_lets_go,
+        holds=lambda driver, name, path: devices.holds(_processes(driver, name), path),
+        unreadable=devices.unreadable,
+        live=LiveParameter(
+            name="balloon_stats_interval",
+            value=7,
+            read=lambda driver, name: devices.polling_interval(_directory(driver, name)),
+        ),
+        attach=lambda driver, name: SerialClient(_directory(driver, name)),
+        password=lambda name, directory: _password(name, directory, accel),
+        identity=lambda driver, name: devices.shown_identity(_directory(driver, name)),
+        impostor=_impostor,
+        host_restarts=_host_restarts,
         migration={"tls": False},
         absent={"restarts": "a driver that failed this would restart the host"},
     )
@@ -83,6 +103,19 @@ def _unstartable(name: str, directory: str, accel: str) -> Instance:
     with open(path, "wb") as file:
         file.write(b"x" * 1000)
     return _instance(name, path, accel)
+
+
+def _password(name: str, directory: str, accel: str) -> PasswordConsole:
+    path, secret = os.path.join(directory, "password"), "Hvc0nf!0"
+    with open(path, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(f"{secret}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    plain = _definition(name, directory, accel)
+    vnc = {"bind_address": "127.0.0.1", "port": port, "password_file": path}
+    instance = attrs.evolve(plain, consoles=("serial", "vnc"), params={**plain.params, "vnc": vnc})
+    return PasswordConsole(instance=instance, kind="vnc", secret=secret)
 
 
 def _instance(name: str, firmware: str, accel: str) -> Instance:
@@ -200,6 +233,41 @@ def _tell_to_end(driver: Driver, name: str, command: bytes) -> None:
         _wait_end(fd, name)
 
 
+def _lets_go(driver: Driver, name: str) -> None:
+    """A reset completes what the guest was asked for, and QEMU writes that it has."""
+    with _console(driver, name) as client:
+        client.sendall(b"r")
+        deadline = Deadline.after(_PATIENCE)
+        while not _count(driver, name, "DEVICE_DELETED"):
+            if deadline.expired:
+                raise RuntimeError(f"the guest of {name} does not let go of anything")
+            select.select([], [], [], _LOOK_AGAIN)
+
+
+@contextlib.contextmanager
+def _impostor(driver: Driver, name: str) -> Iterator[Callable[[], bool]]:
+    """In the records, the process id is that of another process now; its start time is not."""
+    _kill(driver, name)
+    idle = [sys.executable, "-Ic", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(idle, stdin=subprocess.PIPE) as other:
+        try:
+            path = os.path.join(_directory(driver, name), PROCESS)
+            with open(path, encoding="utf-8") as file:
+                record = json.load(file)
+            record["identity"]["pid"] = other.pid
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+            yield lambda: other.poll() is None
+        finally:
+            other.kill()
+
+
+def _host_restarts(driver: Driver, name: str) -> None:
+    """The process is gone, and so is everything below the state directory, which does not outlive a boot."""
+    _kill(driver, name)
+    shutil.rmtree(driver.directories.state)
+
+
 def _damage_records(driver: Driver, name: str) -> None:
     directory = _directory(driver, name)
     for entry in os.listdir(directory):
@@ -210,8 +278,12 @@ def _damage_records(driver: Driver, name: str) -> None:
 
 def _times_asked(driver: Driver, name: str) -> int:
     """How many power-down events QEMU has written: one for each request, before it answers."""
+    return _count(driver, name, "POWERDOWN")
+
+
+def _count(driver: Driver, name: str, event: str) -> int:
     with open(os.path.join(_directory(driver, name), EVENTS), encoding="utf-8") as file:
-        return sum(_event(line) == "POWERDOWN" for line in file)
+        return sum(_event(line) == event for line in file)
 
 
 def _event(line: str) -> str:

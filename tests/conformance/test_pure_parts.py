@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,45 @@ def test_sentences_about_what_is_not_claimed_do_not_bind() -> None:
     """A driver that claims nothing is not asked about migration, and is asked about starting."""
     rows = {row.requirement.id: row.status for row in judge("nobody", NOBODY, []).results}
     assert (rows["MI-01"], rows["LC-01"]) == ("not-claimed", "not-covered")
+
+
+class _Page(HTMLParser):
+    """The elements of a page, with what stands in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_holds_what_was_said_as_text(tmp_path: Path) -> None:
+    """Every sentence is in it with its status; what a driver said is never markup; every element is closed."""
+    hostile = "</pre><script>alert(1)</script>\udcff"
+    result = CheckResult(check="t.c", requirement="LC-01", outcome="failed", message=hostile, duration=0.5)
+    verdict = judge("nobody", NOBODY, [result], [hostile])
+    verdict.write(str(tmp_path))
+    text = (tmp_path / "verdict.html").read_text()
+    page = _Page(text)
+    assert page.open == []
+    assert "script" not in page.seen
+    assert text.startswith("<!DOCTYPE html>")
+    assert sum("<script>alert(1)</script>" in words for words in page.words) == 2
+    assert {row.requirement.id for row in verdict.results} <= set(page.words)
+    assert "failed" in page.words
 
 
 def test_what_a_call_does_is_seen(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_defaults_are_valid(driver: Driver) -> None:
         ({"disks": [{"path": "/a", "format": "raw", "params": {"cache": "none"}}]}, "disks[0].params.cache"),
         ({"nics": [{"params": {"vlan": 3}}]}, "nics[0].params.vlan"),
         ({"nics": [{"mode": "brigded"}]}, "nics[0].mode"),
-        ({"consoles": ["vnc"]}, "consoles[0]"),
+        ({"consoles": ["spice"]}, "consoles[0]"),
         ({"security_model": "poool"}, "security_model"),
     ],
 )
@@ -49,7 +49,7 @@ def test_a_definition_of_another_driver_can_be_accepted(load: Load) -> None:
     foreign = Instance(
         name="web1",
         params={"machine": "q35", "boot_time": "x"},
-        consoles=["vnc", "serial"],
+        consoles=["spice", "serial"],
         security_model="pool",
         nics=[Nic(mode="geneve", params={"vni": 7})],
     )
@@ -57,7 +57,7 @@ def test_a_definition_of_another_driver_can_be_accepted(load: Load) -> None:
 
     driver = load(accept_foreign=True)
     driver.start_instance(attrs.evolve(foreign, params={"machine": "q35"}))
-    assert driver.get_instance_console("web1").kind == "vnc"
+    assert driver.get_instance_console("web1").kind == "spice"
 
 
 def test_every_disk_is_looked_at(driver: Driver, tmp_path: Path) -> None:

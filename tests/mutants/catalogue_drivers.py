@@ -153,19 +153,11 @@ class YesMan(EmptyDriver):
 
 @breaks("ID-02", "LC-22", "ST-04", "QU-03")
 class Liar(FakeDriver):
-    """Claims statistics it has not got, and tells what it saw first as if it were now."""
+    """Says that it cannot count although it claims to, and tells what it saw first as if it were now."""
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
         self._seen: dict[str, InstanceInfo] = {}
-
-    @hookimpl
-    def hv_describe_driver(self) -> DriverDescription:
-        description = super().hv_describe_driver()
-        claims = (*description.claims, Claim(capability=Capability.STATS))
-        return DriverDescription(
-            name="fake", version=description.version, hook_api=HOOK_API, summary="Trust me.", claims=claims
-        )
 
     @hookimpl
     def hv_start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:

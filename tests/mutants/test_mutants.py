@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import catalogue  # noqa: F401 - enters its mutants
+import catalogue_devices  # noqa: F401
+import catalogue_facade  # noqa: F401
 import catalogue_looking  # noqa: F401
 import catalogue_moving  # noqa: F401
 import catalogue_saving  # noqa: F401

@@ -5,11 +5,13 @@ from __future__ import annotations
 from hvcore.conformance.check import Check, checks_of
 from hvcore.conformance.checks import (
     console,
+    devices,
     errors,
     extensions,
     host,
     identity,
     lifecycle,
+    loading,
     locking,
     migration,
     parameters,
@@ -35,7 +37,9 @@ TOPICS = (
     state,
     errors,
     locking,
+    loading,
     extensions,
+    devices,
     console,
     migration,
     host,

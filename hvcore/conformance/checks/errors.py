@@ -14,6 +14,7 @@ from hvcore.errors import (
     DeadlineExceeded,
     DriverFault,
     HypervisorError,
+    HypervisorRefused,
     OperationFailed,
     OutcomeUnknown,
     Refused,
@@ -165,6 +166,20 @@ def what_was_not_answered_is_not_called_done(subject: Subject) -> None:
     subject.provoke("answer_again", name)
     if isinstance(error, OperationFailed):
         expect_equal(subject.state(name), InstanceState.RUNNING, "the state after a pause that is said to be undone")
+
+
+@check("ER-06", capabilities=[Capability.HOTPLUG], needs=["unreadable"])
+def the_words_of_a_refusal_are_in_the_error(subject: Subject) -> None:
+    """What the hypervisor itself says of a disk that it does not open is in the error, whole."""
+    make, name = subject.profile.unreadable, subject.start()
+    if make is None:
+        return
+    disk, words = make(subject.directory)
+    error = expect_error(
+        HypervisorRefused, lambda: subject.driver.hot_add_device(name, disk), "a disk that the hypervisor refuses"
+    )
+    expect(words in str(error), f"the hypervisor's words {words!r} are not in the error: {error}")
+    expect(words in error.text, f"the text of the error is {error.text!r}, without the words {words!r}")
 
 
 @check("ER-08")

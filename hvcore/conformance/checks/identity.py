@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from hvcore.capabilities import Capability, ClaimLevel
 from hvcore.conformance.check import check
-from hvcore.conformance.failure import expect, expect_equal
+from hvcore.conformance.failure import expect, expect_equal, expect_error
 from hvcore.conformance.subject import Subject
 from hvcore.conformance.watching import PROCESSES, actions
-from hvcore.errors import HypervisorError, UnsupportedOperation
+from hvcore.errors import HypervisorError, InstanceNotFound, UnsupportedOperation
 from hvcore.hookspecs.table import OPERATIONS
 from hvcore.model.instance import Nic
+from hvcore.model.state import Cause, InstanceState
 
 
 @check("ID-01")
@@ -86,3 +87,31 @@ def planned_identities_are_those_of_the_start(subject: Subject) -> None:
     subject.driver.start_instance(definition)
     uuid = subject.info(definition.name).uuid
     expect(any(uuid in word for word in first.argv if uuid), f"the uuid {uuid} is not what was planned")
+
+
+@check("ID-05", needs=["identity"])
+def the_guest_sees_who_it_is(subject: Subject) -> None:
+    """The system UUID and the hardware addresses it is shown are those of the definition."""
+    uuid, macs = "5b2f3a7c-0d1e-4f2a-8b3c-9d4e5f6a7b8c", ("52:54:00:c0:ff:ee", "52:54:00:c0:ff:ef")
+    look, name = subject.profile.identity, subject.start(uuid=uuid, nics=[Nic(mac=mac) for mac in macs])
+    expect_equal(look(subject.driver, name) if look else None, frozenset((uuid, *macs)), "what the guest is shown")
+
+
+@check("ID-06", needs=["impostor"])
+def who_took_over_the_process_id_is_somebody_else(subject: Subject) -> None:
+    """A process that has the process id of one that died is neither listed as alive nor stopped."""
+    impostor, name = subject.profile.impostor, subject.start()
+    if impostor is None:
+        return
+    with impostor(subject.driver, name) as lives:
+        driver = subject.load()
+        info = driver.get_instance_info(name)
+        seen = (info.state, info.reason.cause, info.pid)
+        expect_equal(seen, (InstanceState.CRASHED, Cause.DIED, None), "state, cause and process of one that died")
+        rows = [row.alive for row in driver.list_instances().instances if row.name == name]
+        expect_equal(rows, [False], "whether it is listed as alive")
+        driver.stop_instance(name, force=True)
+        expect(lives(), "a process of somebody else was ended by a stop")
+        driver.cleanup_instance(name)
+        expect(lives(), "a process of somebody else was ended by a cleanup")
+        expect_error(InstanceNotFound, lambda: driver.get_instance_info(name), "information after the cleanup")

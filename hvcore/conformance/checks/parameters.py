@@ -9,6 +9,7 @@ import attrs
 
 from hvcore.capabilities import Capability
 from hvcore.conformance.check import check
+from hvcore.conformance.disclosure import Disclosure
 from hvcore.conformance.failure import expect, expect_equal, expect_error
 from hvcore.conformance.subject import Subject
 from hvcore.errors import HypervisorError, InvalidParameters
@@ -202,3 +203,22 @@ def every_parameter_is_explained(subject: Subject) -> None:
         expect(row.declaration.summary.strip(), f"{row.path} has no summary")
         expect(row.type.strip(), f"{row.path} has no type")
         expect(row.declaration.since.strip(), f"{row.path} does not say since when it is there")
+
+
+@check("PA-12", needs=["password"])
+def secrets_are_told_to_nobody(subject: Subject) -> None:
+    """No finding, error, file, log, argument list and environment has a secret parameter or a console's password."""
+    make, name = subject.profile.password, subject.name()
+    if make is None:
+        return
+    made, marker = make(name, subject.directory), "Hvc0nf!3"
+    rows = [row for row in _own_rows(subject) if row.declaration.secret]
+    wrong = [_with(subject, row.path, value) for row in rows for value in ([marker], {marker: 1}, marker * 20000)]
+    with Disclosure(subject, name, made.secret, marker) as disclosure:
+        for definition in wrong:
+            disclosure.note(str(list(subject.driver.check_parameter_syntax(definition))), "a finding")
+            error = expect_error(InvalidParameters, lambda d=definition: subject.driver.start_instance(d), "a start")  # type: ignore[misc]
+            disclosure.note(f"{error!r} {error}", "an error")
+        subject.driver.start_instance(made.instance)
+        disclosure.note(repr(subject.info(name)), "what is told of the instance")
+    expect_equal(disclosure.found, [], "where a secret was found")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import attrs
+
 from hvcore.capabilities import Capability
 from hvcore.conformance.check import check
 from hvcore.conformance.failure import expect, expect_equal
@@ -14,6 +16,8 @@ from hvcore.errors import PolicyDenied
 from hvcore.hookspecs.markers import hookimpl
 from hvcore.model.state import InstanceState
 from hvcore.operation import OperationCall
+
+_DISK = "0b9af6e5-8f4c-4f6c-9f6e-9d2b4f1f7d11"
 
 _MOST = 6
 """Cuts that are tried of one operation, spread over all."""
@@ -136,6 +140,27 @@ def a_restore_cut_off_is_undone_or_complete(subject: Subject) -> None:
 
     allowed = frozenset({InstanceState.RUNNING, InstanceState.SAVED})
     _cut_off(subject, name, prepare, lambda: subject.driver.restore_instance(path), allowed)
+
+
+@check("LC-29", capabilities=[Capability.RECOVER, Capability.HOTPLUG], needs=["holds"])
+def an_addition_cut_off_is_undone_or_complete(subject: Subject) -> None:
+    """After an addition that was cut off the instance has the disk and it is open, or neither."""
+    name, disk, holds = subject.name(), attrs.evolve(subject.raw_disk(), uuid=_DISK), subject.profile.holds
+
+    def add() -> None:
+        subject.driver.hot_add_device(name, disk)
+
+    _running(subject, name)
+    for cut in spread(count_cuts(add), _MOST):
+        _running(subject, name)
+        kill_at(add, cut)
+        subject.load().recover(name)
+        info = subject.info(name)
+        expect_equal(info.state, InstanceState.RUNNING, f"killed at action {cut}: the state after recover")
+        rows = [(row.uuid, row.state) for row in info.devices]
+        expect(rows in ([], [(_DISK, "present")]), f"killed at action {cut}: the devices after recover are {rows}")
+        held = holds is not None and holds(subject.driver, name, disk.path or "")
+        expect_equal(held, rows != [], f"killed at action {cut}: the disk is open")
 
 
 @check("LC-30", capabilities=[Capability.RECOVER])

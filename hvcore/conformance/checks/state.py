@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 from hvcore.capabilities import Capability
 from hvcore.conformance.check import check
-from hvcore.conformance.failure import expect_equal
+from hvcore.conformance.failure import expect, expect_equal
 from hvcore.conformance.subject import PATIENCE, Subject
+from hvcore.conformance.watching import CHANGES, watching
 from hvcore.driver import Driver
+from hvcore.errors import HypervisorError
 from hvcore.model.state import Cause, InstanceState, Transition
 
 
@@ -95,6 +99,52 @@ def the_reason_stays(subject: Subject) -> None:
     expect_equal(_account(subject, name, subject.load()), _BY_USER, "how it ended, asked by another")
     subject.driver.start_instance(subject.definition(name))
     expect_equal(_account(subject, name)[0], InstanceState.RUNNING, "the state after the next start")
+
+
+@check("ST-09", needs=["host_restarts"])
+def a_restart_of_the_host_is_told_from_a_crash(subject: Subject) -> None:
+    """An instance that ran when the host was restarted is crashed, with cause host-restarted."""
+    name = subject.start()
+    subject.restart(lambda: subject.provoke("host_restarts", name))
+    wanted = (InstanceState.CRASHED, Cause.HOST_RESTARTED)
+    expect_equal(_account(subject, name), wanted, "how it ended")
+    subject.driver.start_instance(subject.definition(name))
+    expect_equal(_account(subject, name)[0], InstanceState.RUNNING, "the state after the next start")
+
+
+_LOOK = 0.01
+
+
+@check("ST-10", capabilities=[Capability.GRACEFUL_STOP], needs=["deafen", "kill"])
+def a_stop_that_waits_is_seen(subject: Subject) -> None:
+    """While it waits for a guest that does not power off, other host applications see it shutting down."""
+    name, other = subject.start(deaf=True), subject.load()
+    seen: list[InstanceState] = []
+    said: list[str] = []
+
+    def look(_: str = "") -> None:
+        if InstanceState.SHUTTING_DOWN not in seen:
+            seen.append(subject.info(name, other).state)
+
+    def stop() -> None:
+        try:
+            # Where time is virtual nobody else gets to look: so it is looked at from within as well.
+            with watching(CHANGES | {"open-write"}, look):
+                subject.driver.stop_instance(name, timeout=PATIENCE, escalate=False)
+        except HypervisorError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=stop, name="stopper")
+    thread.start()
+    limit = time.monotonic() + PATIENCE
+    while thread.is_alive() and InstanceState.SHUTTING_DOWN not in seen and time.monotonic() < limit:
+        look()
+        time.sleep(_LOOK)
+    if thread.is_alive():
+        # It has nothing to wait for any more.
+        subject.provoke("kill", name)
+    thread.join(2 * PATIENCE)
+    expect(InstanceState.SHUTTING_DOWN in seen, f"the states during the stop are {[str(s) for s in set(seen)]}: {said}")
 
 
 @check("ST-11", capabilities=[Capability.PAUSE])

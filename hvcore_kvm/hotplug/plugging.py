@@ -33,7 +33,7 @@ from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hotplug.addition import Addition
 from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
-from hvcore_kvm.hotplug.live_parameters import change_parameters
+from hvcore_kvm.hotplug.live_parameters import ParameterChange
 from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import FIXED_BUSES, Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
@@ -96,7 +96,7 @@ class Plugging:
         uuid = device.uuid or ""
         unknown: OutcomeUnknown | None = None
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             self._refuse_known(uuid)
             after = with_device(self._ledger.instance, device)
             wanted, placement = self._plan_addition(after, device)
@@ -127,7 +127,9 @@ class Plugging:
         """
         with connect(self._directory, _for_answers(deadline)) as monitor:
             removal = self._removal(monitor)
-            gone = next((r for r in removal.settle() if r.device == uuid and r.done and r.detail == "removed"), None)
+            gone = next(
+                (r for r in self._settle(monitor) if r.device == uuid and r.done and r.detail == "removed"), None
+            )
             return gone or removal.run(uuid, force, deadline)
 
     def modify(self, device: Disk | Nic, deadline: Deadline) -> HotplugResult:
@@ -150,7 +152,7 @@ class Plugging:
         if how.replug or (how.connection and not movable):
             return self._plug_again(old, device, deadline)
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             if self._ledger.changes.of(uuid) is not None:
                 raise WrongState("the device is being removed")
             with Journal(None, f"changing {uuid}") as journal:
@@ -161,35 +163,24 @@ class Plugging:
     def put_in(self, medium: Medium, deadline: Deadline) -> HotplugResult:
         """Change what is in a removable drive; see `change_medium`."""
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             return change_medium(self._ledger, monitor, medium, self._replan)
 
     def count_processors(self, wanted: Processors, deadline: Deadline) -> HotplugResult:
         """Change how many virtual CPUs there are; see `change_processors`."""
         with connect(self._directory, _for_answers(deadline)) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             return change_processors(self._ledger, monitor, wanted, deadline)
 
     def set_parameters(self, wanted: LiveParameters, deadline: Deadline) -> HotplugResult:
-        """Change parameters of the instance as a whole; see `change_parameters`.
+        """Change parameters of the instance as a whole; see `ParameterChange`.
 
         Raises:
             RecordError: there is no record of its process.
         """
-        process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
-        if process is None:
-            raise RecordError("there is no record of its process", hint="restart it")
         with connect(self._directory, _for_answers(deadline)) as monitor:
-            self._removal(monitor).settle()
-            return change_parameters(
-                self._ledger,
-                monitor,
-                wanted,
-                self._families,
-                pid=process.identity.pid,
-                replan=self._replan,
-                guest=deadline,
-            )
+            self._settle(monitor)
+            return self._parameters(monitor).change(wanted, self._replan, deadline)
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         """Complete or take back what is under way, by what QEMU has; returns what became of each.
@@ -201,7 +192,7 @@ class Plugging:
         if not self._ledger.changes.pending:
             return ()
         with connect(self._directory, deadline) as monitor:
-            return self._removal(monitor).settle(patience)
+            return self._settle(monitor, patience)
 
     def verify(self, action: str, device: Disk | Nic) -> HotplugSupport:
         """Whether one device can be changed, and why not; touches nothing."""
@@ -233,6 +224,24 @@ class Plugging:
         except InvalidParameters as error:
             found = [attrs.evolve(finding, path=finding.path.replace(place, "device", 1)) for finding in error.findings]
             raise InvalidParameters("the device cannot be added", FindingSet(found)) from error
+
+    def _settle(self, monitor: Monitor, patience: float = 0.0) -> tuple[HotplugResult, ...]:
+        pending = [change for change in self._ledger.changes.pending if change.kind == "params"]
+        settled = [self._parameters(monitor).settle(change) for change in pending]
+        return (*settled, *self._removal(monitor).settle(patience))
+
+    def _parameters(self, monitor: Monitor) -> ParameterChange:
+        process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
+        if process is None:
+            raise RecordError("there is no record of its process", hint="restart it")
+        return ParameterChange(
+            directory=self._directory,
+            ledger=self._ledger,
+            monitor=monitor,
+            families=self._families,
+            machine=self._machine,
+            pid=process.identity.pid,
+        )
 
     def _removal(self, monitor: Monitor) -> Removal:
         return Removal(self._directory, self._ledger, monitor, self._families, self._announce)

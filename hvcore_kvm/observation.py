@@ -316,7 +316,9 @@ def _peripherals(seen: Observed) -> tuple[PeripheralInfo, ...]:
 
 
 def _under_way(seen: Observed) -> dict[str, Literal["present", "adding", "removing"]]:
-    return {change.uuid: "adding" if change.action == "add" else "removing" for change in seen.changes.pending}
+    # What is being changed is there all the time.
+    pending = [change for change in seen.changes.pending if change.action != "change"]
+    return {change.uuid: "adding" if change.action == "add" else "removing" for change in pending}
 
 
 def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) -> InstanceInfo:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState, MigrationPolicy
+from hvcore import Cause, Instance, InstanceState, MigrationPolicy, Nic
 from hvcore_kvm.listing import PROCESS as PROCESS
 from hvcore_kvm.process import ProcessIdentity
 
@@ -174,6 +174,7 @@ class Change:
         uuid: its identity; the id in QEMU of a virtual CPU or of the source of randomness, which have no other.
         since: when it was asked for, in seconds since the epoch.
         names: which parameters are being changed.
+        into: what a NIC is being changed into.
     """
 
     action: Literal["add", "remove", "change"]
@@ -181,6 +182,7 @@ class Change:
     uuid: str
     since: float
     names: tuple[str, ...] = ()
+    into: Nic | None = None
 
 
 @attrs.frozen(kw_only=True)

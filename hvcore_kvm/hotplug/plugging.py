@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 
 import attrs
@@ -29,8 +30,9 @@ from hvcore import (
 )
 from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.families import Families, InterfaceEvent
+from hvcore_kvm.families import Families, InterfaceEvent, NicPlan
 from hvcore_kvm.hotplug.addition import Addition
+from hvcore_kvm.hotplug.connection import can_move, move
 from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
 from hvcore_kvm.hotplug.live_parameters import ParameterChange
@@ -44,7 +46,7 @@ from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.placement import PCI_ROOT, family_of
 from hvcore_kvm.release import connection_of
-from hvcore_kvm.runtime import PROCESS, SCHEMA, ProcessRecord, RuntimeRecord
+from hvcore_kvm.runtime import PROCESS, SCHEMA, Change, ProcessRecord, RuntimeRecord
 
 _BACK_PATIENCE = 10.0
 _ANSWER_PATIENCE = 10.0
@@ -148,16 +150,21 @@ class Plugging:
         after = with_other_device(self._ledger.instance, device)
         wanted, _ = self._plan_device(after, uuid)
         how = modification_of(old, device)
-        movable = wanted.nic is not None and wanted.nic[1].change is not None
-        if how.replug or (how.connection and not movable):
+        connected = self._connection(uuid) if how.connection else None
+        if connected is not None and wanted.nic is not None:
+            how = attrs.evolve(how, replug=not can_move(connected, wanted.nic[1], other_mode=how.mode))
+        if how.replug:
             return self._plug_again(old, device, deadline)
         with connect(self._directory, deadline) as monitor:
             self._settle(monitor)
             if self._ledger.changes.of(uuid) is not None:
                 raise WrongState("the device is being removed")
             with Journal(None, f"changing {uuid}") as journal:
+                if connected is not None and wanted.nic is not None:
+                    self._move(journal, connected, wanted.nic[1], device)
                 self._change(journal, monitor, how, wanted)
-        self._ledger.write(after)
+                self._ledger.write(after)
+        self._ledger.end(uuid)
         return HotplugResult(device=uuid, done=True, detail="changed; the guest kept its device")
 
     def put_in(self, medium: Medium, deadline: Deadline) -> HotplugResult:
@@ -246,14 +253,20 @@ class Plugging:
     def _removal(self, monitor: Monitor) -> Removal:
         return Removal(self._directory, self._ledger, monitor, self._families, self._announce)
 
+    def _connection(self, uuid: str) -> NicPlan:
+        definition, _ = read(self._ledger.instance, self._families)
+        return connection_of(definition, next(nic for nic in definition.nics if nic.nic.uuid == uuid))
+
+    def _move(self, journal: Journal, old: NicPlan, new: NicPlan, device: Disk | Nic) -> None:
+        if not isinstance(device, Nic):
+            return
+        uuid = device.uuid or ""
+        change = Change(action="change", kind="nic", uuid=uuid, since=time.time(), into=device)
+        done = functools.partial(self._ledger.end, uuid)
+        journal.run(Step(name="record", do=functools.partial(self._ledger.begin, change), undo=done))
+        move(journal, old, new)
+
     def _change(self, journal: Journal, monitor: Monitor, how: Modification, wanted: DevicePlan) -> None:
-        if how.connection and wanted.nic is not None:
-            definition, _ = read(self._ledger.instance, self._families)
-            nic = next(nic for nic in definition.nics if nic.nic.uuid == wanted.uuid)
-            for step in connection_of(definition, nic).change or ():
-                journal.run(Step(name=f"{step.name} as it was", do=_nothing, undo=step.do))
-            for step in wanted.nic[1].change or ():
-                journal.run(step)
         if how.link is not None:
             states = [{"name": wanted.ident, "up": up} for up in (how.link, not how.link)]
             do = functools.partial(monitor.execute, "set_link", states[0])
@@ -315,7 +328,3 @@ def _refuse_foreign(wanted: DevicePlan) -> None:
         message = f"it needs QEMU's option {wanted.foreign[0]}, which a running QEMU does not take"
         finding = Finding(code="not-possible", path="device", message=message, hint="add it at the next start")
         raise InvalidParameters("the device cannot be added", FindingSet([finding]))
-
-
-def _nothing() -> None:
-    """What a step does that is there for its undo."""

@@ -12,7 +12,8 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, without_device
+from hvcore_kvm.hotplug.connection import moves
+from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, with_other_device, without_device
 from hvcore_kvm.hotplug.monitor import UNPLUG_REFUSED, Monitor
 from hvcore_kvm.hotplug.processors import settle_processor
 from hvcore_kvm.hotplug.rng import settle_rng
@@ -135,12 +136,29 @@ class Removal:
         elif change.action == "add":
             self._ledger.end(change.uuid)
             detail = "added"
+        elif change.action == "change":
+            self._connect_again(change)
+            self._ledger.end(change.uuid)
+            detail = "connected as it is written down"
         elif refused.get(ident, 0.0) >= change.since:
             self._ledger.end(change.uuid)
             detail = "the guest kept it"
         else:
             return HotplugResult(device=change.uuid, done=False, detail="the guest has not let go of it yet")
         return HotplugResult(device=change.uuid, done=True, detail=detail)
+
+    def _connect_again(self, change: Change) -> None:
+        """Connect a NIC as its definition says, wherever a change that was interrupted has left it."""
+        plans = []
+        known = self._ledger.instance
+        for instance in (known, known if change.into is None else with_other_device(known, change.into)):
+            definition, _ = read(instance, self._families)
+            nic = next(nic for nic in definition.nics if nic.nic.uuid == change.uuid)
+            plans.append((connection_of(definition, nic), nic))
+        (now, nic), (left, _) = plans
+        for step in moves(left, now):
+            step.do()
+        self._monitor.attempt("set_link", {"name": device_id("nic", change.uuid), "up": nic.parameters.link_up})
 
     def finish(self, uuid: str) -> None:
         """Take away what is behind a device that QEMU has not any more, and forget the device."""

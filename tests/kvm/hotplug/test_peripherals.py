@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -231,30 +232,34 @@ def test_a_refusal_at_every_step(host: Any, whole: Any, command: str, monkeypatc
     assert set(whole().devices) >= PLUGGED
 
 
-def _killed(change: Callable[[], None], cut: int) -> bool:
-    """Carry out a change in another process, which is killed before or after its Nth command; true if it was."""
+_KILLED = """
+import json, os, signal, sys
+import hvcore
+from hvcore_kvm.qmp import QmpClient
+driver = hvcore.load_driver("kvm", json.loads(sys.argv[1]))
+change = hvcore.LiveParameters(values=json.loads(sys.argv[2]))
+execute = QmpClient.execute
+driver.hot_mod_device("web1", hvcore.LiveParameters())  # what is imported late is there for all
+for line in sys.stdin:
     pid = os.fork()
     if not pid:
-        count, execute = 0, QmpClient.execute
-
-        def counted(self: QmpClient, *args: Any, **kwargs: Any) -> Any:
-            nonlocal count
+        count = 0
+        def counted(self, *args, **kwargs):
+            global count
             count += 1
-            if count == cut:
+            if count == int(line):
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
                 return execute(self, *args, **kwargs)
             finally:
                 count += 1
-                if count == cut:
+                if count == int(line):
                     os.kill(os.getpid(), signal.SIGKILL)
-
-        QmpClient.execute = counted  # type: ignore[method-assign]
-        try:
-            change()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        QmpClient.execute = counted
+        driver.hot_mod_device("web1", change, timeout=0.01)
+        os._exit(0)
+    print(int(os.WIFSIGNALED(os.waitpid(pid, 0)[1])), flush=True)
+"""
 
 
 @pytest.mark.parametrize("action", ["add", "remove"])
@@ -263,28 +268,34 @@ def test_killed_at_every_command(host: Any, whole: Any, action: str) -> None:
     host.start(host.instance(params=BASE))
     before = whole()
     outcomes = set()
-    for cut in range(1, 200):
-        if action == "remove":
-            assert _set(host, **EVERYTHING).done
-
-        def change() -> None:
-            _set(host, 0.01, **(EVERYTHING if action == "add" else NOTHING))
-
-        killed = _killed(change, cut)
-        host.driver.recover()
-        if action == "remove":
-            # What the guest was asked for stays under way.
-            host.driver.reboot_instance("web1", mode="reset")
-        _consistent(host, whole)
-        params = whole().record["params"]
-        outcomes.add((params["rng"] is not False, len(params.get("virtio_ports") or ()), len(params.get("usb") or ())))
-        _nothing(host)
-        assert whole() == before, f"cut {cut}"
-        if not killed:
-            break
-    else:
-        raise AssertionError("it was killed each time")
-    assert {(True, 2, 1), (False, 0, 0)} <= outcomes
+    everything = {**EVERYTHING, "virtio_ports": [PORT]}
+    words = [json.dumps(host.settings), json.dumps(everything if action == "add" else NOTHING)]
+    with subprocess.Popen(
+        [sys.executable, "-c", _KILLED, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        for cut in range(1, 200):
+            if action == "remove":
+                assert _set(host, **everything).done
+            print(cut, file=other.stdin, flush=True)
+            killed = other.stdout.readline().strip()
+            assert killed in ("0", "1"), f"cut {cut}"
+            host.driver.recover()
+            if action == "remove":
+                # What the guest was asked for stays under way.
+                host.driver.reboot_instance("web1", mode="reset")
+            _consistent(host, whole)
+            params = whole().record["params"]
+            outcomes.add((len(params.get("virtio_ports") or ()), len(params.get("usb") or ()), params["rng"]))
+            if params != before.record["params"]:
+                _nothing(host)
+            assert whole() == before, f"cut {cut}"
+            if killed == "0":
+                break
+        else:
+            raise AssertionError("it was killed each time")
+    assert {(1, 1, True), (0, 0, False)} <= outcomes
 
 
 def test_stopped_in_the_middle(host: Any, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,20 +305,50 @@ def test_stopped_in_the_middle(host: Any, whole: Any, monkeypatch: pytest.Monkey
     pid, execute = host.pid(), QmpClient.execute
     # It is QEMU that is waited for, not the guest.
     monkeypatch.setattr(plugging, "_ANSWER_PATIENCE", 3.0)
-    for command in ("device_add", "object-add"):
 
-        def stop(self: QmpClient, name: str, *args: Any, command: str = command, **kwargs: Any) -> Any:
-            if name == command:
-                os.kill(pid, signal.SIGSTOP)
-            return execute(self, name, *args, **kwargs)
+    def stop(self: QmpClient, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "object-add":
+            os.kill(pid, signal.SIGSTOP)
+        return execute(self, name, *args, **kwargs)
 
-        try:
-            with monkeypatch.context() as patch, pytest.raises(hvcore.OutcomeUnknown):
-                patch.setattr(QmpClient, "execute", stop)
-                _set(host, 3, **EVERYTHING)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        host.driver.recover()
-        _consistent(host, whole)
-        _nothing(host)
-        assert whole() == before
+    try:
+        with monkeypatch.context() as patch, pytest.raises(hvcore.OutcomeUnknown):
+            patch.setattr(QmpClient, "execute", stop)
+            _set(host, 3, **EVERYTHING)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    host.driver.recover()
+    _consistent(host, whole)
+    _nothing(host)
+    assert whole() == before
+
+
+def test_saved_with_what_was_plugged(host: Any, whole: Any) -> None:
+    """The devices that came while the guest ran are where they were when it goes on from a file."""
+    host.start(host.instance(params=BASE))
+    assert _set(host, **EVERYTHING).done
+    before = whole()
+    numbers = [
+        option.value.get("nr") for option in host.driver.plan_start(_running(before)).options if _is_port(option)
+    ]
+    path = str(host.directory / "saved")
+    host.driver.save_instance("web1", path)
+    host.driver.restore_instance(path)
+    assert host.driver.get_instance_info("web1").state is hvcore.InstanceState.RUNNING
+    after = whole()
+    assert (after.devices, after.objects, after.chardevs) == (before.devices, before.objects, before.chardevs)
+    plan = host.driver.plan_start(_running(after))
+    assert plan.changes == ()
+    assert [option.value.get("nr") for option in plan.options if _is_port(option)] == numbers == [8, 9]
+    # What was plugged can go after that, too.
+    _nothing(host)
+    assert not PLUGGED & set(whole().devices)
+
+
+def _running(whole: Any) -> hvcore.Instance:
+    record = {key: value for key, value in whole.record.items() if value}
+    return hvcore.Instance(**{key: record[key] for key in ("name", "uuid", "memory", "params", "security_model")})
+
+
+def _is_port(option: Any) -> bool:
+    return option.name == "device" and str(option.value.get("id")).startswith("virtio-port-")

@@ -30,6 +30,7 @@ _EXPORTS: dict[str, str] = {
     "Cause": "hvcore.model.state",
     "InstanceInfo": "hvcore.model.state",
     "DeviceInfo": "hvcore.model.state",
+    "PeripheralInfo": "hvcore.model.state",
     "InstanceInfos": "hvcore.model.state",
     "InstanceListing": "hvcore.model.state",
     "InstanceName": "hvcore.model.state",
@@ -459,6 +460,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.state import (
         NicStats as NicStats,
+    )
+    from hvcore.model.state import (
+        PeripheralInfo as PeripheralInfo,
     )
     from hvcore.model.state import (
         StateReason as StateReason,

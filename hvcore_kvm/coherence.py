@@ -80,6 +80,12 @@ def _memory(definition: Definition) -> Iterable[Finding]:
     memory, size = definition.memory, definition.instance.memory
     if memory.memory_min is not None and memory.memory_min > size:
         yield _wrong("params.memory_min", f"{memory.memory_min} is above memory, which is {size}")
+    if memory.balloon_target is not None:
+        if memory.balloon_target > size:
+            yield _wrong("params.balloon_target", f"{memory.balloon_target} is above memory, which is {size}")
+        if memory.memory_min is not None and memory.balloon_target < memory.memory_min:
+            message = f"{memory.balloon_target} is below params.memory_min, which is {memory.memory_min}"
+            yield _wrong("params.balloon_target", message)
     if memory.memory_max is not None and memory.memory_max < size + (memory.virtio_mem or 0):
         yield _wrong("params.memory_max", f"{memory.memory_max} is below memory and virtio_mem together")
     sharing = ["params.shares need"] if definition.devices.shares else []
@@ -232,6 +238,7 @@ def _confidential(definition: Definition) -> Iterable[Finding]:
         "params.uefi_vars_json": (boot.uefi_vars_json, "the host keeps no variables for such a guest"),
         "params.memory_merge": (memory.memory_merge, "equal pages are encrypted differently"),
         "params.memory_min": (memory.memory_min is not None, "memory cannot be taken away from such a guest"),
+        "params.balloon_target": (memory.balloon_target is not None, "memory cannot be taken away from such a guest"),
         "params.memory_slots": (bool(memory.memory_slots), "memory cannot be added to such a guest"),
         "params.virtio_mem": (memory.virtio_mem is not None, "memory cannot be added to such a guest"),
         "params.vcpus_max": (
@@ -271,7 +278,7 @@ def _ids(text: str) -> Iterable[str]:
 
 _OWN_IDS = (
     *("disk-", "nic-", "net-", "image-", "secret-", "throttle-", "group-", "iothread", "cdrom", "usb-device", "share"),
-    *("scsi", "sata", "serial", "host", "vnc", "spice", "virtconsole", "pty"),
+    *("scsi", "sata", "serial", "host", "vnc", "spice", "virtconsole", "pty", "virtio-port-"),
 )
 _OWN_NAMES = frozenset(
     (

@@ -75,8 +75,11 @@ class NicPlan:
         up: steps on the host before QEMU starts.
         down: steps on the host once QEMU is gone, each done once, after a start that failed as well; perhaps by another
             process, so each must follow from the definition alone and not fail when there is nothing left to do.
-        change: steps that make the connection of a running NIC, planned by the same mode for the same uuid, into this
-            one, while the guest keeps its device; ``None`` if there is no such way.
+        change: steps that make the connection of a running NIC, planned by the same mode for the same uuid or released
+            by another one, into this one, while the guest keeps its device; ``None`` if there is no such way.
+        release: steps that take the interface of a running NIC out of where it is, so that another connection with such
+            an interface can have it; ``None`` if there is no such way. Their names say what it is taken out of: a
+            change within the mode does them first when these are others than those of the new connection.
         lead: steps that lead to a guest that was ``arriving`` what must not reach this host before it runs here; done
             when it does, perhaps again and by another process.
         companions: processes that serve it, started before QEMU; `Companion.take` opens QEMU's end of the connection.
@@ -91,6 +94,7 @@ class NicPlan:
     up: tuple[Step, ...] = ()
     down: tuple[Step, ...] = ()
     change: tuple[Step, ...] | None = None
+    release: tuple[Step, ...] | None = None
     lead: tuple[Step, ...] = ()
     companions: tuple[Companion, ...] = ()
 

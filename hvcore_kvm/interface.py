@@ -126,6 +126,13 @@ class NetworkInterface:
             NetworkInterface(before)._ioctl(_SIOCBRDELIF, f"take {self.name} off", struct.pack("i", self.index))
         bridge._ioctl(_SIOCBRADDIF, f"put {self.name} on", struct.pack("i", self.index))
 
+    def leave(self) -> None:
+        """Take it off the bridge it is a port of, if it is."""
+        master = f"{SYSFS}/{self.name}/master"
+        if self.is_port and os.path.islink(master):
+            bridge = NetworkInterface(os.path.basename(os.readlink(master)))
+            bridge._ioctl(_SIOCBRDELIF, f"take {self.name} off", struct.pack("i", self.index))
+
     def sysctl(self, version: int, name: str, value: int) -> None:
         """Set a variable that the kernel keeps for this interface and IP version 4 or 6."""
         path = f"{_SYSCTL}/ipv{version}/conf/{self.name}/{name}"

@@ -274,7 +274,8 @@ class Launch:
             journal.run(Step(name=f"{command.name} for {command.origin}", do=do))
         # The balloon of a guest that arrives is as it was.
         arrives = self._arrival is not None or self._saved is not None
-        if definition.memory.memory_min is not None and not arrives:
+        given = (definition.memory.memory_min, definition.memory.balloon_target)
+        if given != (None, None) and not arrives:
             journal.run(Step(name="balloon", do=lambda: self._inflate(deadline)))
         if plan.pins:
             journal.run(Step(name="pin threads", do=lambda: self._pin(deadline)))
@@ -289,9 +290,11 @@ class Launch:
 
     def _inflate(self, deadline: Deadline) -> None:
         definition = self._plan.decisions.definition
-        least = definition.memory.memory_min or 0
-        # The largest of what it may have, the host has, and it must have.
-        target = max(least, min(definition.instance.memory, psutil.virtual_memory().available))
+        least = definition.memory.memory_min
+        target: int = definition.memory.balloon_target or definition.instance.memory
+        if least is not None:
+            # The largest of what it may have, the host has, and it must have.
+            target = max(least, min(target, psutil.virtual_memory().available))
         if target < definition.instance.memory:
             self._execute("balloon", deadline, {"value": target})
 

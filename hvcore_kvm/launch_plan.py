@@ -30,6 +30,7 @@ from hvcore_kvm.hardware.machine import (
 from hvcore_kvm.hardware.memory import add_memory
 from hvcore_kvm.hardware.network import add_nics
 from hvcore_kvm.hardware.storage import add_storage
+from hvcore_kvm.hardware.virtio_serial import add_virtio_ports
 from hvcore_kvm.images import Image, whole_disk
 from hvcore_kvm.private_root import PrivateRoot, program_tree
 from hvcore_kvm.runtime import Placement
@@ -52,6 +53,7 @@ class Decisions:
         encryption_bit: the bit of a physical address that says whether memory is encrypted, for AMD's SEV.
         cpu_without: CPU features that are switched off because a guest that arrives has not had them.
         arriving: its guest comes from another host.
+        plugged: devices of the driver's own, by the identities of their places, that come while the guest runs.
     """
 
     definition: Definition
@@ -66,6 +68,7 @@ class Decisions:
     encryption_bit: int | None = None
     cpu_without: tuple[str, ...] = ()
     arriving: bool = False
+    plugged: frozenset[str] = frozenset()
 
     @property
     def cpu_model(self) -> str:
@@ -173,6 +176,8 @@ class LaunchPlan:
             "wait for its monitor",
         ]
         steps += [f"tell QEMU {command.name} {dict(command.arguments)}" for command in self.commands]
+        if definition.memory.balloon_target is not None:
+            steps.append("give the balloon what is above params.balloon_target")
         if definition.memory.memory_min is not None:
             steps.append("give the balloon what the host lacks in free memory, down to params.memory_min")
         cpu = definition.cpu
@@ -240,6 +245,8 @@ def plan_launch(
     add_root_ports(builder)
     add_devices(builder)
     _add_consoles(builder)
+    # After the console on virtio: guests number consoles in the order of their ports.
+    add_virtio_ports(builder)
     add_storage(builder)
     nics = add_nics(builder)
     add_extra_arguments(builder)

@@ -18,6 +18,7 @@ from hvcore import (
     InstanceNotFound,
     InstanceState,
     MigrationPhase,
+    PeripheralInfo,
     RecordError,
     StateReason,
     boot_id,
@@ -263,6 +264,7 @@ def _info(directories: Directories, seen: Observed, answer: Answer | None) -> In
         accelerator=seen.record.accelerator if seen.record else None,
         marks=_marks(seen),
         devices=_devices(seen),
+        peripherals=_peripherals(seen),
         incomplete=seen.damage,
     )
     if answer is None or answer.error is not None:
@@ -281,9 +283,7 @@ def _devices(seen: Observed) -> tuple[DeviceInfo, ...]:
     if seen.record is None:
         return ()
     instance = seen.record.instance
-    states: dict[str, Literal["present", "adding", "removing"]] = {
-        change.uuid: "adding" if change.action == "add" else "removing" for change in seen.changes.pending
-    }
+    states = _under_way(seen)
     found = [
         DeviceInfo(
             kind="disk",
@@ -299,6 +299,26 @@ def _devices(seen: Observed) -> tuple[DeviceInfo, ...]:
         state = states.get(nic.uuid or "", "present")
         found.append(DeviceInfo(kind="nic", uuid=nic.uuid or "", name=nic.name, source=source, state=state))
     return tuple(found)
+
+
+def _peripherals(seen: Observed) -> tuple[PeripheralInfo, ...]:
+    """The same of what its parameters describe."""
+    if seen.record is None:
+        return ()
+    params = seen.record.instance.params
+    found = []
+    if params.get("rng", True) is not False:
+        given = {name: params[f"rng_{name}"] for name in ("source", "rate") if f"rng_{name}" in params}
+        found.append(PeripheralInfo(kind="rng", given=given, state=_under_way(seen).get("rng0", "present")))
+    for kind, name in (("port", "virtio_ports"), ("usb", "usb")):
+        found += [PeripheralInfo(kind=kind, given=dict(entry)) for entry in params.get(name) or ()]
+    return tuple(found)
+
+
+def _under_way(seen: Observed) -> dict[str, Literal["present", "adding", "removing"]]:
+    # What is being changed is there all the time.
+    pending = [change for change in seen.changes.pending if change.action != "change"]
+    return {change.uuid: "adding" if change.action == "add" else "removing" for change in pending}
 
 
 def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) -> InstanceInfo:

@@ -58,6 +58,7 @@ from hvcore_kvm.definition import host_architecture
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.firmware import find_firmware
+from hvcore_kvm.hardware.builder import RNG_PLACE
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
 from hvcore_kvm.hotplug import (
@@ -155,9 +156,10 @@ class Operations:
         with self._directory(instance.name) as directory:
             plan = self._plan(instance, directory, paused, deadline).public()
             running = observation.observe(directory) if directory.exists else None
+            places = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True) if running is not None else None
         if running is None or not running.started or running.record is None:
             return plan
-        changes = changes_of(self._families, running.record.instance, self._read(instance)[0].instance)
+        changes = changes_of(self._families, running.record, self._read(instance)[0].instance, places)
         return attrs.evolve(plan, changes=changes)
 
     def start_instance(self, instance: Instance, paused: bool, deadline: Deadline) -> Transition:
@@ -541,7 +543,11 @@ class Operations:
         decisions, findings = self._decide(instance, directory, deadline)
         if running is not None:
             kept = kept or decisions.kept
-            decisions = attrs.evolve(decisions, machine=running.machine, ports=running.ports, kept=kept)
+            had_rng = running.instance.params.get("rng", True) is not False
+            plugged = frozenset() if had_rng else frozenset((RNG_PLACE,))
+            decisions = attrs.evolve(
+                decisions, machine=running.machine, ports=running.ports, kept=kept, plugged=plugged
+            )
         if not findings:
             plan, findings = plan_launch(decisions, directory, paused=paused)
             findings += check_support(plan.options, decisions.capabilities)

@@ -15,6 +15,12 @@ from hvcore_kvm.runtime import Placement
 FAMILIES = ("pc", "q35", "microvm", "virt")
 """Families of machine types the driver knows."""
 
+ROOT_PORT = "port"
+"""What the names of PCI Express root ports begin with; a number follows."""
+
+SERIAL_PORTS = "virtio-serial"
+"""The space of the ports of the virtio-serial controller."""
+
 PCI_ROOT = {"pc": "pci.0", "q35": "pcie.0", "virt": "pcie.0"}
 """Name of the PCI root bus, by machine family; microvm has none."""
 
@@ -23,6 +29,8 @@ _PREFIXES = (("pc-i440fx", "pc"), ("pc-q35", "q35"), ("microvm", "microvm"), ("v
 _LAST_SLOT = {"pc": 31, "q35": 30, "virt": 31}
 _VIRTIO_MMIO_BUSES = 24
 _SATA_PORTS = 6
+_FIRST_SERIAL_PORT, _LAST_SERIAL_PORT = 8, 30
+"""Ports of the virtio-serial controller that are given out; QEMU gives those before them to what asks for none."""
 SCSI_TARGETS = {"virtio-scsi": 64, "lsi": 7, "megasas": 64, "am53c974": 7, "pvscsi": 64}
 """Targets of each kind of SCSI controller; those of the old ones include the controller itself as the eighth."""
 
@@ -50,7 +58,7 @@ class Place:
     Attributes:
         bus: name of the bus.
         index: slot, unit or target on it.
-        kind: how a device is told of it: ``pci``, ``mmio``, ``ide`` or ``scsi``.
+        kind: how a device is told of it: ``pci``, ``mmio``, ``ide``, ``scsi`` or ``serial``.
     """
 
     bus: str
@@ -65,6 +73,8 @@ class Place:
             return {"bus": self.bus, "addr": f"{self.index:#x}"}
         if self.kind == "ide":
             return {"bus": self.bus, "unit": self.index}
+        if self.kind == "serial":
+            return {"bus": self.bus, "nr": self.index}
         if self.kind == "scsi":
             return {"bus": self.bus, "channel": 0, "scsi-id": self.index, "lun": 0}
         return {"bus": self.bus}
@@ -96,9 +106,12 @@ class Board:
 
         Args:
             space: ``pci``, ``virtio`` (the bus of virtio devices: PCI, or virtio-mmio on microvm), ``ide``, ``sata``
-                ``port`` (behind a PCI Express root port, where a device can be plugged and unplugged), or ``scsiN``
-                for SCSI controller N.
+                ``port`` (behind a PCI Express root port, where a device can be plugged and unplugged),
+                ``virtio-serial`` (the ports of that controller), or ``scsiN`` for SCSI controller N.
         """
+        if space == SERIAL_PORTS:
+            ports = range(_FIRST_SERIAL_PORT, _LAST_SERIAL_PORT + 1)
+            return [Place(bus=f"{SERIAL_PORTS}0.0", index=number, kind="serial") for number in ports]
         if space == "port":
             return [Place(bus=root_port(index), index=0) for index in range(self.ports)]
         if space.startswith("scsi"):
@@ -120,7 +133,7 @@ class Board:
 
 def root_port(index: int) -> str:
     """Name of a PCI Express root port and of its bus."""
-    return f"port{index}"
+    return f"{ROOT_PORT}{index}"
 
 
 def root_ports(kept: Placement | None, devices: Iterable[str], spare: int) -> int:
@@ -128,7 +141,7 @@ def root_ports(kept: Placement | None, devices: Iterable[str], spare: int) -> in
     uuids = list(devices)
     if not spare:
         return 0
-    had = [kept.addresses.get(uuid, "").partition("/")[0].removeprefix("port") for uuid in uuids] if kept else []
+    had = [kept.addresses.get(uuid, "").partition("/")[0].removeprefix(ROOT_PORT) for uuid in uuids] if kept else []
     highest = max((int(number) for number in had if number.isdecimal()), default=-1)
     return max(len(uuids) + spare, highest + 1)
 
@@ -192,6 +205,7 @@ _TITLES = {
     "port": "PCI Express root ports",
     "ide": "IDE units",
     "sata": "SATA ports",
+    SERIAL_PORTS: "ports of the virtio-serial controller",
 }
 
 
@@ -201,6 +215,7 @@ def _full(space: str, lacking: int, places: int) -> Finding:
     if not places:
         message = f"the machine has no {where}"
     path = "params.scsi_controller" if space.startswith("scsi") else "params.machine"
+    path = "params.virtio_ports" if space == SERIAL_PORTS else path
     return Finding(code="bus-full", path=path, message=message, hint="use fewer devices, or another bus or controller")
 
 

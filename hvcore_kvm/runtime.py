@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState, MigrationPolicy
+from hvcore import Cause, Instance, InstanceState, MigrationPolicy, Nic
 from hvcore_kvm.listing import PROCESS as PROCESS
 from hvcore_kvm.process import ProcessIdentity
 
@@ -24,7 +24,7 @@ SAVING = "saving.json"
 RESTORING = "restoring.json"
 UNSENT = "unsent.json"
 
-DeviceKind = Literal["disk", "nic", "vcpu"]
+DeviceKind = Literal["disk", "nic", "vcpu", "rng", "params"]
 
 SCHEMA = 1
 """Version of the format of all records of this module; an older one is upgraded when it is read."""
@@ -166,19 +166,23 @@ class Placement:
 
 @attrs.frozen(kw_only=True)
 class Change:
-    """One device that is being added or removed.
+    """One device that is being added or removed, or parameters that are being changed.
 
     Attributes:
         action: what is to happen.
         kind: what it is.
-        uuid: its identity; the id in QEMU of a virtual CPU, which has no other.
+        uuid: its identity; the id in QEMU of a virtual CPU or of the source of randomness, which have no other.
         since: when it was asked for, in seconds since the epoch.
+        names: which parameters are being changed.
+        into: what a NIC is being changed into.
     """
 
-    action: Literal["add", "remove"]
+    action: Literal["add", "remove", "change"]
     kind: DeviceKind
     uuid: str
     since: float
+    names: tuple[str, ...] = ()
+    into: Nic | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -26,6 +26,7 @@ VHOST_NET = "/dev/vhost-net"
 
 _TUN = "/dev/net/tun"
 _CAP_NET_ADMIN = 12
+_DEFAULT_MTU = 1500
 
 # <linux/if_tun.h>
 _TUNSETIFF = 0x400454CA
@@ -81,6 +82,7 @@ def plan_tap(
     take_down: Callable[[NetworkInterface], None] | None = None,
     movable: bool = False,
     release: Callable[[NetworkInterface], None] | None = None,
+    leave: tuple[str, Callable[[NetworkInterface], None]] | None = None,
 ) -> NicPlan:
     """Plan a tap of its own for a NIC, with as many queues as the guest sees.
 
@@ -92,6 +94,8 @@ def plan_tap(
             anything to remove. Not called while somebody else has a tap of this name.
         movable: ``configure`` can be called again for a tap that is up, with other settings.
         release: called before that, to take the tap out of where it is.
+        leave: what the tap is in, for people, and what takes it out, so that another place or mode can have it. Goes
+            with ``movable``.
     """
     interface = NetworkInterface(tap_name(context.nic.uuid or ""))
     limit = context.parameters.bandwidth_limit if isinstance(context.parameters, TapParameters) else None
@@ -102,7 +106,11 @@ def plan_tap(
     if not movable:
         return plan
     adjust = functools.partial(_configure_tap, interface, configure, context.device.mtu, limit, release=release)
-    return attrs.evolve(plan, change=(Step(name=f"configure {interface.name}", do=adjust),))
+    plan = attrs.evolve(plan, change=(Step(name=f"configure {interface.name}", do=adjust),))
+    if leave is None:
+        return plan
+    out = functools.partial(_release_tap, interface, leave[1])
+    return attrs.evolve(plan, release=(Step(name=f"take {interface.name} out of {leave[0]}", do=out),))
 
 
 def plan_queues(
@@ -199,6 +207,13 @@ def _configure_tap(
     elif not fresh:
         packet_filter.lift_limit(interface)
     configure(interface)
+
+
+def _release_tap(interface: NetworkInterface, release: Callable[[NetworkInterface], None]) -> None:
+    packet_filter.remove_rules(interface)
+    release(interface)
+    # As the kernel makes it; who gets it may have another wish.
+    interface.set_mtu(_DEFAULT_MTU)
 
 
 def open_queue(path: str, name: str, flags: int) -> int:

@@ -12,6 +12,7 @@ import click
 from hvcore.cli.duration import timeout_option
 from hvcore.cli.exit_status import ExitStatus
 from hvcore.cli.instance_file import checked_instance, file_argument, instance_name, name_argument
+from hvcore.cli.queries import shown_values
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
 from hvcore.errors import InvalidParameters
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hvcore.driver import Driver
-    from hvcore.model.devices import Device, HotplugResult
+    from hvcore.model.devices import Device, HotplugResult, LiveParameters
     from hvcore.model.instance import Instance
     from hvcore.model.plan import PlannedChange
 
 _KIND = click.argument("kind", type=click.Choice(("disk", "nic")))
+_LISTS = {"port": "virtio_ports", "usb": "usb"}
+_ANY_KIND = click.argument("kind", type=click.Choice(("disk", "nic", "rng", *_LISTS)))
 _WORDS = click.argument("words", nargs=-1, metavar="KEY=VALUE...")
 _DRIVE = re.compile(r"params\.(cdroms\[([0-9]+)\]|floppy)(?:\.|$)")
 _DEVICE = re.compile(r"(disks|nics)\[([0-9]+)\]")
@@ -33,9 +36,11 @@ _DEVICE = re.compile(r"(disks|nics)\[([0-9]+)\]")
 
 @click.group(name="hotplug")
 def hotplug_command() -> None:
-    """Add, remove and change disks and NICs of a running instance.
+    """Add, remove and change devices of a running instance.
 
     A device is described as in an instance file, a word for each key: path=/srv/data.raw format=raw params.bus=scsi.
+    Beside disks and NICs that is the source of randomness, rng, as source=urandom rate=1000; a port of params
+    .virtio_ports, as name=org.example.0; and a device of params.usb, as type=tablet.
     """
 
 
@@ -43,25 +48,30 @@ def hotplug_command() -> None:
 @name_argument
 @click.pass_obj
 def list_command(session: Session, name: str) -> None:
-    """List the disks and NICs an instance has, and what is under way with them."""
+    """List the devices of an instance that can be plugged, and what is under way with them."""
     with session.driver() as driver:
         info = driver.get_instance_info(instance_name(name))
     output = session.output()
     if output.as_json:
-        output.document({"name": info.name, "devices": info.devices})
+        output.document({"name": info.name, "devices": info.devices, "peripherals": info.peripherals})
         return
-    rows = [(device.kind, device.uuid, device.name or "-", device.source, device.state) for device in info.devices]
+    rows: list[tuple[str, ...]] = [
+        (device.kind, device.uuid, device.name or "-", device.source, device.state) for device in info.devices
+    ]
+    rows += [(one.kind, "-", "-", shown_values(one.given), one.state) for one in info.peripherals]
     output.table(("kind", "uuid", "name", "source", "state"), rows)
 
 
 @hotplug_command.command(cls=HvCommand, name="add")
 @name_argument
-@_KIND
+@_ANY_KIND
 @_WORDS
 @timeout_option
 @click.pass_obj
 def add_command(session: Session, name: str, kind: str, words: tuple[str, ...], timeout: float | None) -> int:
-    """Add a disk or NIC to a running instance."""
+    """Add a device to a running instance."""
+    if kind not in ("disk", "nic"):
+        return _change(session, name, peripheral(kind, words, goes=False), timeout)
     device = described(kind, words)
     with session.driver() as driver:
         return _show(session, driver.hot_add_device(instance_name(name), device, timeout=timeout))
@@ -82,20 +92,30 @@ def modify_command(session: Session, name: str, kind: str, words: tuple[str, ...
 
 @hotplug_command.command(cls=HvCommand, name="remove")
 @name_argument
-@click.argument("uuid")
+@click.argument("device")
+@_WORDS
 @click.option("--force", is_flag=True, help="Cut a NIC off at once, whether the guest lets go of it or not.")
 @timeout_option
 @click.pass_obj
-def remove_command(session: Session, name: str, uuid: str, force: bool, timeout: float | None) -> int:
-    """Remove a disk or NIC once the guest has let go of it.
+def remove_command(
+    session: Session, name: str, device: str, words: tuple[str, ...], force: bool, timeout: float | None
+) -> int:
+    """Remove a device once the guest has let go of it.
 
+    DEVICE is the uuid of a disk or NIC, rng, or port or usb with words that say which, as port name=org.example.0.
     When the guest has not answered after --timeout the removal is pending, and completed by the next change of the
     instance's devices, by its reset, or by 'hv recover'. Then this ends with 4.
     """
+    if device in ("rng", *_LISTS):
+        if force:
+            raise click.UsageError("--force is for NICs")
+        return _change(session, name, peripheral(device, words, goes=True), timeout)
+    if words:
+        raise click.UsageError("a uuid says which: no words after it")
     if not session.as_json:
-        click.echo(f"waiting for the guest to let go of {uuid}", err=True)
+        click.echo(f"waiting for the guest to let go of {device}", err=True)
     with session.driver() as driver:
-        return _show(session, driver.hot_del_device(instance_name(name), uuid, force=force, timeout=timeout))
+        return _show(session, driver.hot_del_device(instance_name(name), device, force=force, timeout=timeout))
 
 
 @hotplug_command.command(cls=HvCommand, name="medium")
@@ -149,9 +169,7 @@ def set_command(session: Session, name: str, words: tuple[str, ...], timeout: fl
     values, findings = _table("params", words)
     if findings:
         raise InvalidParameters("the parameters have errors", FindingSet(findings))
-    with session.driver() as driver:
-        changed = driver.hot_mod_device(instance_name(name), LiveParameters(values=values), timeout=timeout)
-        return _show(session, changed)
+    return _change(session, name, LiveParameters(values=values), timeout)
 
 
 @click.command(cls=HvCommand, name="apply")
@@ -284,6 +302,44 @@ def described(kind: str, words: tuple[str, ...]) -> Device:
         raise InvalidParameters("the description of the device has errors", FindingSet(findings))
     device: Device = getattr(instance, plural)[0]
     return device
+
+
+def peripheral(kind: str, words: tuple[str, ...], *, goes: bool) -> LiveParameters:
+    """The change of parameters by which a device that words describe comes or goes.
+
+    Args:
+        kind: ``rng``, ``port`` or ``usb``.
+        words: each ``KEY=VALUE`` as in an instance file.
+        goes: it goes.
+
+    Raises:
+        InvalidParameters: everything that is wrong with the words.
+    """
+    from hvcore.model.devices import LiveParameters
+
+    values, findings = _table(kind, words)
+    allowed = ("source", "rate") if kind == "rng" and not goes else ()
+    if kind == "rng":
+        hint = f"it has {' and '.join(allowed)}" if allowed else "there is one at most"
+        unknown = [key for key in values if key not in allowed]
+        findings += [
+            Finding(code="unknown-parameter", path=f"rng.{k[:40]}", message="is not used", hint=hint) for k in unknown
+        ]
+    elif not values and not findings:
+        message = f"which {kind} is it?"
+        findings.append(Finding(code="incomplete", path=kind, message=message, hint="see 'hv hotplug list'"))
+    if findings:
+        raise InvalidParameters("the description of the device has errors", FindingSet(findings))
+    if kind == "rng":
+        given = {f"rng_{key}": values.get(key) for key in ("source", "rate")}
+        return LiveParameters(values={"rng": False if goes else None, **given})
+    entries = {_LISTS[kind]: [values]}
+    return LiveParameters(remove=entries) if goes else LiveParameters(add=entries)
+
+
+def _change(session: Session, name: str, change: LiveParameters, timeout: float | None) -> int:
+    with session.driver() as driver:
+        return _show(session, driver.hot_mod_device(instance_name(name), change, timeout=timeout))
 
 
 def _table(kind: str, words: tuple[str, ...]) -> tuple[dict[str, Any], list[Finding]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -10,7 +13,7 @@ from hvcore.cli.exit_status import ExitStatus
 from hvcore.cli.instance_file import complete_instances, instance_name, name_argument
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
-from hvcore.model.state import DeviceInfo, InstanceInfo
+from hvcore.model.state import DeviceInfo, InstanceInfo, PeripheralInfo
 from hvcore.model.units import format_seconds, format_size
 
 
@@ -82,6 +85,7 @@ def info_rows(info: InstanceInfo) -> list[tuple[str, str]]:
         ("accelerator", info.accelerator or ""),
         ("marks", ", ".join(info.marks)),
         *((device.kind, _device(device)) for device in info.devices),
+        *((one.kind, _peripheral(one)) for one in info.peripherals),
         ("incomplete", info.incomplete),
     ]
 
@@ -123,6 +127,16 @@ def _device(device: DeviceInfo) -> str:
     name = f" ({device.name})" if device.name else ""
     state = "" if device.state == "present" else f", {device.state}"
     return f"{device.uuid}{name} {device.source}{state}"
+
+
+def _peripheral(one: PeripheralInfo) -> str:
+    return f"{shown_values(one.given) or one.kind}{'' if one.state == 'present' else f', {one.state}'}"
+
+
+def shown_values(values: Mapping[str, Any]) -> str:
+    """Values as words of a command, each ``KEY=VALUE``."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def _up(info: InstanceInfo) -> str:

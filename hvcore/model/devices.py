@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -44,9 +44,13 @@ class LiveParameters:
 
     Attributes:
         values: values by name, as in the ``params`` of an instance; ``None`` for what it is when not given.
+        add: entries that come to the end of parameters which are lists of tables, by name.
+        remove: entries that go from them, by name: of each table the first entry that has all its values.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = attrs.field(factory=dict)
+    add: Mapping[str, Sequence[Mapping[str, Any]]] = attrs.field(factory=dict)
+    remove: Mapping[str, Sequence[Mapping[str, Any]]] = attrs.field(factory=dict)
 
 
 Device = Disk | Nic | Medium | Processors | LiveParameters

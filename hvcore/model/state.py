@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import attrs
 
@@ -111,6 +112,21 @@ class DeviceInfo:
 
 
 @attrs.frozen(kw_only=True)
+class PeripheralInfo:
+    """One device of a running instance that is described by parameters of it.
+
+    Attributes:
+        kind: what it is, in words of the driver: ``rng``, ``port`` or ``usb``.
+        given: what the definition says of it, as in the ``params`` of an instance.
+        state: ``present``, or ``adding`` or ``removing`` while that is under way.
+    """
+
+    kind: str
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+    state: Literal["present", "adding", "removing"] = "present"
+
+
+@attrs.frozen(kw_only=True)
 class InstanceInfo:
     """One instance as it is now.
 
@@ -129,6 +145,7 @@ class InstanceInfo:
         accelerator: what runs the guest's code, for example ``kvm`` or ``tcg``.
         marks: what is out of the ordinary about it, in words of the driver, for example ``extra-args``.
         devices: its disks, then its NICs, in order, when it runs.
+        peripherals: its devices that are described by parameters and that can be plugged, when it runs.
         incomplete: what could not be asked, and why; empty when everything could.
     """
 
@@ -146,6 +163,7 @@ class InstanceInfo:
     accelerator: str | None = None
     marks: tuple[str, ...] = ()
     devices: tuple[DeviceInfo, ...] = ()
+    peripherals: tuple[PeripheralInfo, ...] = ()
     incomplete: str = ""
 
     @property

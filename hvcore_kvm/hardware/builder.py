@@ -14,7 +14,16 @@ from hvcore_kvm import process
 from hvcore_kvm.command_line import Option, PlaceRequest, device, json_option, keyed
 from hvcore_kvm.companions import Companion
 from hvcore_kvm.families import FdRequest
-from hvcore_kvm.placement import Board, Place, family_of, place_devices, placement, root_ports, sata_controllers
+from hvcore_kvm.placement import (
+    ROOT_PORT,
+    Board,
+    Place,
+    family_of,
+    place_devices,
+    placement,
+    root_ports,
+    sata_controllers,
+)
 from hvcore_kvm.runtime import Placement
 from hvcore_kvm.secrets import check_secret, open_secret
 
@@ -24,6 +33,8 @@ if TYPE_CHECKING:
 
 VIRTIO_SERIAL = "virtio-serial0"
 USB = "usb0"
+RNG_PLACE = "driver/rng"
+"""Identity under which the place of the source of randomness is kept."""
 
 
 def device_id(kind: str, uuid: str) -> str:
@@ -197,11 +208,19 @@ class Builder:
             return 0, frozenset()
         devices = [disk.disk.uuid for disk in definition.disks if disk.parameters.bus in ("virtio-blk", "nvme")]
         devices += [nic.nic.uuid for nic in definition.nics if nic.parameters.model != "usb-net"]
+        if definition.devices.rng and self._has_pluggable_rng():
+            devices.append(RNG_PLACE)
         uuids = [uuid for uuid in devices if uuid is not None]
         ports = self.decisions.ports
         if ports is None:
             ports = root_ports(self.decisions.kept, uuids, definition.machine.hotplug_ports)
         return ports, frozenset(uuids)
+
+    def _has_pluggable_rng(self) -> bool:
+        """Whether the source of randomness is plugged while the guest runs, or has been; else it is on the root bus."""
+        kept = self.decisions.kept
+        before = kept.addresses.get(RNG_PLACE, "") if kept is not None else ""
+        return RNG_PLACE in self.decisions.plugged or before.startswith(ROOT_PORT)
 
     def join(self, name: str) -> str:
         """Path of something in the instance's directory."""

@@ -16,7 +16,7 @@ from hvcore import Instance, private_directory
 from hvcore_kvm.command_line import json_option, keyed
 from hvcore_kvm.companions import Companion, find_program
 from hvcore_kvm.families import FdRequest
-from hvcore_kvm.hardware.builder import Builder
+from hvcore_kvm.hardware.builder import RNG_PLACE, Builder
 from hvcore_kvm.hardware.reservations import PROGRAM
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.devices import DISPLAY_DEVICES, SOUND_DEVICES
@@ -39,6 +39,9 @@ USB_PREFIX = "usb-device-"
 
 VHOST_VSOCK = "/dev/vhost-vsock"
 _FIRST_CHASSIS = 128
+RNG, RNG_SOURCE = "rng0", "rng-source0"
+"""Ids in QEMU of the source of randomness and of what feeds it."""
+
 _RNG_FILES = {"urandom": "/dev/urandom", "hwrng": "/dev/hwrng"}
 
 
@@ -164,15 +167,15 @@ def vfio_paths(address: str) -> tuple[str, ...]:
 
 def _add_rng(builder: Builder) -> None:
     devices = builder.definition.devices
-    source: dict[str, Any] = {"qom-type": "rng-builtin", "id": "rng-source0"}
+    source: dict[str, Any] = {"qom-type": "rng-builtin", "id": RNG_SOURCE}
     if devices.rng_source in _RNG_FILES:
         builder.reads(_RNG_FILES[devices.rng_source])
         source |= {"qom-type": "rng-random", "filename": _RNG_FILES[devices.rng_source]}
     builder.add(json_option("object", source, origin="params.rng_source"))
-    values: dict[str, Any] = {"rng": "rng-source0"}
+    values: dict[str, Any] = {"rng": RNG_SOURCE}
     if devices.rng_rate is not None:
         values |= {"max-bytes": devices.rng_rate, "period": 1000}
-    builder.virtio("rng", "rng0", values, uuid="driver/rng", origin="params.rng")
+    builder.virtio("rng", RNG, values, uuid=RNG_PLACE, origin="params.rng")
 
 
 def _add_guest_agent(builder: Builder) -> None:

@@ -47,12 +47,14 @@ class Modification:
         link: the state its link is to get.
         throttle: its limits change.
         connection: how it is connected on the host changes.
+        mode: so does the mode that connects it.
         replug: it has to be unplugged and plugged again.
     """
 
     link: bool | None = None
     throttle: bool = False
     connection: bool = False
+    mode: bool = False
     replug: bool = False
 
 
@@ -83,10 +85,11 @@ def _of_nic(before: Nic, after: Nic) -> Modification:
         if field.name != "params" and getattr(before, field.name) != getattr(after, field.name)
     }
     params = {key for key in {*before.params, *after.params} if before.params.get(key) != after.params.get(key)}
-    if fields & {"mode", "mac"} or params & _DEVICE:
+    if "mac" in fields or params & _DEVICE:
         return Modification(replug=True)
     link = bool(after.params.get("link_up", True)) if "link_up" in params else None
-    return Modification(link=link, connection=bool(fields - _ONLY_WORDS or params - {"link_up"}))
+    connection = bool(fields - _ONLY_WORDS or params - {"link_up"})
+    return Modification(link=link, connection=connection, mode="mode" in fields)
 
 
 def all_limits(limits: Mapping[str, Any]) -> dict[str, Any]:

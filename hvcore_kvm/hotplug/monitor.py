@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from hvcore import Deadline, WrongState
+from hvcore import Deadline, DeadlineExceeded, HypervisorRefused, WrongState
 from hvcore_kvm import monitor
 from hvcore_kvm.directory import InstanceDirectory
 
 _PERIPHERAL = "/machine/peripheral"
+UNPLUG_REFUSED = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
+"""Events by which a guest says that it keeps a device."""
+
 _MOVING = ("inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm")
 
 
@@ -26,6 +31,52 @@ class Monitor(monitor.Monitor):
         """The ids of all devices QEMU has."""
         return frozenset(row["name"] for row in self.execute("qom-list", {"path": _PERIPHERAL}))
 
+    def wait_unplugged(self, ident: str, guest: Deadline) -> bool:
+        """Wait until the guest has let go of a device it was asked for; false when it has not in time.
+
+        Args:
+            ident: the device.
+            guest: how long to wait for the guest.
+
+        Raises:
+            HypervisorRefused: the guest says that it does not let go.
+        """
+        event = self.wait_event(functools.partial(_is_about, ident), guest)
+        if event is not None and event["event"] in UNPLUG_REFUSED:
+            raise HypervisorRefused("device_del", event["event"], "the guest does not let go of the device")
+        return event is not None
+
+    def wait_gone(self, ident: str) -> None:
+        """Wait until QEMU has let go of a device that goes without asking the guest.
+
+        Raises:
+            DeadlineExceeded: it has not in time.
+        """
+        while ident in self.present():
+            if self.deadline.expired:
+                raise DeadlineExceeded(f"QEMU does not let go of the device {ident}")
+            self.pause()
+
+    def take_when_free(self, command: str, arguments: Mapping[str, Any], busy: str) -> None:
+        """Take away what a device has used that is not seen any more; QEMU may still be letting go of it.
+
+        What is not there is no error.
+
+        Args:
+            command: for example ``blockdev-del``.
+            arguments: its arguments.
+            busy: what QEMU says as long as it is used.
+        """
+        while True:
+            try:
+                self.execute(command, arguments)
+            except HypervisorRefused as error:
+                if busy not in str(error) or self.deadline.expired:
+                    return
+                self.pause()
+            else:
+                return
+
 
 @contextlib.contextmanager
 def connect(directory: InstanceDirectory, deadline: Deadline) -> Iterator[Monitor]:
@@ -39,6 +90,12 @@ def connect(directory: InstanceDirectory, deadline: Deadline) -> Iterator[Monito
         if (state := connection.run_state()) in _MOVING:
             raise WrongState(f"devices cannot be changed now: QEMU's run state is {state}")
         yield connection
+
+
+def _is_about(ident: str, message: Mapping[str, Any]) -> bool:
+    # A virtio device sends the event for its inner part too, without an id.
+    wanted = message["event"] == "DEVICE_DELETED" or message["event"] in UNPLUG_REFUSED
+    return wanted and message.get("data", {}).get("device") == ident
 
 
 _ADVICE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 
 import attrs
@@ -29,11 +30,12 @@ from hvcore import (
 )
 from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.families import Families, InterfaceEvent
+from hvcore_kvm.families import Families, InterfaceEvent, NicPlan
 from hvcore_kvm.hotplug.addition import Addition
+from hvcore_kvm.hotplug.connection import can_move, move
 from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
-from hvcore_kvm.hotplug.live_parameters import change_parameters
+from hvcore_kvm.hotplug.live_parameters import ParameterChange
 from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import FIXED_BUSES, Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
@@ -44,7 +46,7 @@ from hvcore_kvm.launch_plan import LaunchPlan
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.placement import PCI_ROOT, family_of
 from hvcore_kvm.release import connection_of
-from hvcore_kvm.runtime import PROCESS, SCHEMA, ProcessRecord, RuntimeRecord
+from hvcore_kvm.runtime import PROCESS, SCHEMA, Change, ProcessRecord, RuntimeRecord
 
 _BACK_PATIENCE = 10.0
 _ANSWER_PATIENCE = 10.0
@@ -96,7 +98,7 @@ class Plugging:
         uuid = device.uuid or ""
         unknown: OutcomeUnknown | None = None
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             self._refuse_known(uuid)
             after = with_device(self._ledger.instance, device)
             wanted, placement = self._plan_addition(after, device)
@@ -127,7 +129,9 @@ class Plugging:
         """
         with connect(self._directory, _for_answers(deadline)) as monitor:
             removal = self._removal(monitor)
-            gone = next((r for r in removal.settle() if r.device == uuid and r.done and r.detail == "removed"), None)
+            gone = next(
+                (r for r in self._settle(monitor) if r.device == uuid and r.done and r.detail == "removed"), None
+            )
             return gone or removal.run(uuid, force, deadline)
 
     def modify(self, device: Disk | Nic, deadline: Deadline) -> HotplugResult:
@@ -146,50 +150,44 @@ class Plugging:
         after = with_other_device(self._ledger.instance, device)
         wanted, _ = self._plan_device(after, uuid)
         how = modification_of(old, device)
-        movable = wanted.nic is not None and wanted.nic[1].change is not None
-        if how.replug or (how.connection and not movable):
+        connected = self._connection(uuid) if how.connection else None
+        if connected is not None and wanted.nic is not None:
+            how = attrs.evolve(how, replug=not can_move(connected, wanted.nic[1], other_mode=how.mode))
+        if how.replug:
             return self._plug_again(old, device, deadline)
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             if self._ledger.changes.of(uuid) is not None:
                 raise WrongState("the device is being removed")
             with Journal(None, f"changing {uuid}") as journal:
+                if connected is not None and wanted.nic is not None:
+                    self._move(journal, connected, wanted.nic[1], device)
                 self._change(journal, monitor, how, wanted)
-        self._ledger.write(after)
+                self._ledger.write(after)
+        self._ledger.end(uuid)
         return HotplugResult(device=uuid, done=True, detail="changed; the guest kept its device")
 
     def put_in(self, medium: Medium, deadline: Deadline) -> HotplugResult:
         """Change what is in a removable drive; see `change_medium`."""
         with connect(self._directory, deadline) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             return change_medium(self._ledger, monitor, medium, self._replan)
 
     def count_processors(self, wanted: Processors, deadline: Deadline) -> HotplugResult:
         """Change how many virtual CPUs there are; see `change_processors`."""
         with connect(self._directory, _for_answers(deadline)) as monitor:
-            self._removal(monitor).settle()
+            self._settle(monitor)
             return change_processors(self._ledger, monitor, wanted, deadline)
 
     def set_parameters(self, wanted: LiveParameters, deadline: Deadline) -> HotplugResult:
-        """Change parameters of the instance as a whole; see `change_parameters`.
+        """Change parameters of the instance as a whole; see `ParameterChange`.
 
         Raises:
             RecordError: there is no record of its process.
         """
-        process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
-        if process is None:
-            raise RecordError("there is no record of its process", hint="restart it")
         with connect(self._directory, _for_answers(deadline)) as monitor:
-            self._removal(monitor).settle()
-            return change_parameters(
-                self._ledger,
-                monitor,
-                wanted,
-                self._families,
-                pid=process.identity.pid,
-                replan=self._replan,
-                guest=deadline,
-            )
+            self._settle(monitor)
+            return self._parameters(monitor).change(wanted, self._replan, deadline)
 
     def settle(self, deadline: Deadline, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         """Complete or take back what is under way, by what QEMU has; returns what became of each.
@@ -201,7 +199,7 @@ class Plugging:
         if not self._ledger.changes.pending:
             return ()
         with connect(self._directory, deadline) as monitor:
-            return self._removal(monitor).settle(patience)
+            return self._settle(monitor, patience)
 
     def verify(self, action: str, device: Disk | Nic) -> HotplugSupport:
         """Whether one device can be changed, and why not; touches nothing."""
@@ -234,17 +232,41 @@ class Plugging:
             found = [attrs.evolve(finding, path=finding.path.replace(place, "device", 1)) for finding in error.findings]
             raise InvalidParameters("the device cannot be added", FindingSet(found)) from error
 
+    def _settle(self, monitor: Monitor, patience: float = 0.0) -> tuple[HotplugResult, ...]:
+        pending = [change for change in self._ledger.changes.pending if change.kind == "params"]
+        settled = [self._parameters(monitor).settle(change) for change in pending]
+        return (*settled, *self._removal(monitor).settle(patience))
+
+    def _parameters(self, monitor: Monitor) -> ParameterChange:
+        process = self._directory.read(PROCESS, ProcessRecord, schema=SCHEMA)
+        if process is None:
+            raise RecordError("there is no record of its process", hint="restart it")
+        return ParameterChange(
+            directory=self._directory,
+            ledger=self._ledger,
+            monitor=monitor,
+            families=self._families,
+            machine=self._machine,
+            pid=process.identity.pid,
+        )
+
     def _removal(self, monitor: Monitor) -> Removal:
         return Removal(self._directory, self._ledger, monitor, self._families, self._announce)
 
+    def _connection(self, uuid: str) -> NicPlan:
+        definition, _ = read(self._ledger.instance, self._families)
+        return connection_of(definition, next(nic for nic in definition.nics if nic.nic.uuid == uuid))
+
+    def _move(self, journal: Journal, old: NicPlan, new: NicPlan, device: Disk | Nic) -> None:
+        if not isinstance(device, Nic):
+            return
+        uuid = device.uuid or ""
+        change = Change(action="change", kind="nic", uuid=uuid, since=time.time(), into=device)
+        done = functools.partial(self._ledger.end, uuid)
+        journal.run(Step(name="record", do=functools.partial(self._ledger.begin, change), undo=done))
+        move(journal, old, new)
+
     def _change(self, journal: Journal, monitor: Monitor, how: Modification, wanted: DevicePlan) -> None:
-        if how.connection and wanted.nic is not None:
-            definition, _ = read(self._ledger.instance, self._families)
-            nic = next(nic for nic in definition.nics if nic.nic.uuid == wanted.uuid)
-            for step in connection_of(definition, nic).change or ():
-                journal.run(Step(name=f"{step.name} as it was", do=_nothing, undo=step.do))
-            for step in wanted.nic[1].change or ():
-                journal.run(step)
         if how.link is not None:
             states = [{"name": wanted.ident, "up": up} for up in (how.link, not how.link)]
             do = functools.partial(monitor.execute, "set_link", states[0])
@@ -306,7 +328,3 @@ def _refuse_foreign(wanted: DevicePlan) -> None:
         message = f"it needs QEMU's option {wanted.foreign[0]}, which a running QEMU does not take"
         finding = Finding(code="not-possible", path="device", message=message, hint="add it at the next start")
         raise InvalidParameters("the device cannot be added", FindingSet([finding]))
-
-
-def _nothing() -> None:
-    """What a step does that is there for its undo."""

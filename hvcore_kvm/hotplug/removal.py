@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from hvcore import Deadline, Disk, Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters
 from hvcore_kvm.definition import read
@@ -14,13 +12,14 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, without_device
-from hvcore_kvm.hotplug.monitor import Monitor
+from hvcore_kvm.hotplug.connection import moves
+from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, with_other_device, without_device
+from hvcore_kvm.hotplug.monitor import UNPLUG_REFUSED, Monitor
 from hvcore_kvm.hotplug.processors import settle_processor
+from hvcore_kvm.hotplug.rng import settle_rng
 from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import Change
 
-_REFUSED = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
 _MOST_DESCRIPTORS = 64
 _NODE_PATIENCE = 10.0
 
@@ -75,13 +74,14 @@ class Removal:
         if force:
             self._monitor.take_back("set_link", {"name": ident, "up": False})
             self._monitor.take_back("netdev_del", {"id": device_id("net", uuid)})
-        event = self._monitor.wait_event(functools.partial(_is_about, ident), guest)
-        if event is None:
+        try:
+            gone = self._monitor.wait_unplugged(ident, guest)
+        except HypervisorRefused:
+            self._ledger.end(uuid)
+            raise
+        if not gone:
             detail = "the guest has been asked and has not let go of it yet; it is finished when it does"
             return HotplugResult(device=uuid, done=False, detail=detail)
-        if event["event"] in _REFUSED:
-            self._ledger.end(uuid)
-            raise HypervisorRefused("device_del", event["event"], "the guest does not let go of the device")
         self.finish(uuid)
         return HotplugResult(device=uuid, done=True, detail="the guest has let go of it")
 
@@ -102,25 +102,31 @@ class Removal:
             patience: seconds to wait for a guest that is about to let go, for all together.
 
         Returns:
-            What became of each.
+            What became of each device; parameters that are being changed are left alone.
         """
-        if not self._ledger.changes.pending:
+        pending = [change for change in self._ledger.changes.pending if change.kind != "params"]
+        if not pending:
             return ()
         waiting = Deadline.after(patience)
-        for change in self._ledger.changes.pending:
-            ident = device_id(change.kind, change.uuid)
+        for change in pending:
+            ident = change.uuid if change.kind == "rng" else device_id(change.kind, change.uuid)
             # A virtual CPU goes without an event.
             if change.action == "remove" and change.kind != "vcpu" and ident in self._monitor.present():
-                self._monitor.wait_event(functools.partial(_is_about, ident), waiting)
+                # One that refuses has said so in the events, too.
+                with contextlib.suppress(HypervisorRefused):
+                    self._monitor.wait_unplugged(ident, waiting)
         present = self._monitor.present()
         events = read_events(self._directory)
-        refused = {str(event.data.get("device")): event.time for event in events if event.name in _REFUSED}
-        return tuple(
-            settle_processor(self._ledger, self._monitor, change, events)
-            if change.kind == "vcpu"
-            else self._settle(change, present, refused)
-            for change in self._ledger.changes.pending
-        )
+        refused = {str(event.data.get("device")): event.time for event in events if event.name in UNPLUG_REFUSED}
+        results = []
+        for change in pending:
+            if change.kind == "vcpu":
+                results.append(settle_processor(self._ledger, self._monitor, change, events))
+            elif change.kind == "rng":
+                results.append(settle_rng(self._ledger, self._monitor, change, present, refused))
+            else:
+                results.append(self._settle(change, present, refused))
+        return tuple(results)
 
     def _settle(self, change: Change, present: frozenset[str], refused: Mapping[str, float]) -> HotplugResult:
         ident = device_id(change.kind, change.uuid)
@@ -130,12 +136,29 @@ class Removal:
         elif change.action == "add":
             self._ledger.end(change.uuid)
             detail = "added"
+        elif change.action == "change":
+            self._connect_again(change)
+            self._ledger.end(change.uuid)
+            detail = "connected as it is written down"
         elif refused.get(ident, 0.0) >= change.since:
             self._ledger.end(change.uuid)
             detail = "the guest kept it"
         else:
             return HotplugResult(device=change.uuid, done=False, detail="the guest has not let go of it yet")
         return HotplugResult(device=change.uuid, done=True, detail=detail)
+
+    def _connect_again(self, change: Change) -> None:
+        """Connect a NIC as its definition says, wherever a change that was interrupted has left it."""
+        plans = []
+        known = self._ledger.instance
+        for instance in (known, known if change.into is None else with_other_device(known, change.into)):
+            definition, _ = read(instance, self._families)
+            nic = next(nic for nic in definition.nics if nic.nic.uuid == change.uuid)
+            plans.append((connection_of(definition, nic), nic))
+        (now, nic), (left, _) = plans
+        for step in moves(left, now):
+            step.do()
+        self._monitor.attempt("set_link", {"name": device_id("nic", change.uuid), "up": nic.parameters.link_up})
 
     def finish(self, uuid: str) -> None:
         """Take away what is behind a device that QEMU has not any more, and forget the device."""
@@ -190,9 +213,3 @@ class Removal:
         if plan.interface:
             name = self._ledger.instance.name
             self._announce(InterfaceEvent(instance=name, nic=nic.nic, interface=plan.interface, change="down"))
-
-
-def _is_about(ident: str, message: Mapping[str, Any]) -> bool:
-    # A virtio device sends the event for its inner part too, without an id.
-    wanted = message["event"] == "DEVICE_DELETED" or message["event"] in _REFUSED
-    return wanted and message.get("data", {}).get("device") == ident

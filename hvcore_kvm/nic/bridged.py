@@ -97,7 +97,8 @@ class BridgedNetwork:
         join = functools.partial(_join, bridge, context.nic, context.parameters)
         # The rules outlive the tap.
         end = packet_filter.remove_rules if context.parameters.anti_spoof else None
-        return plan_tap(context, f"tap on bridge {bridge.name}", join, take_down=end, movable=True)
+        leave = (f"bridge {bridge.name}", NetworkInterface.leave)
+        return plan_tap(context, f"tap on bridge {bridge.name}", join, take_down=end, movable=True, leave=leave)
 
 
 def _join(bridge: NetworkInterface, nic: Nic, parameters: BridgedParameters, tap: NetworkInterface) -> None:

@@ -77,11 +77,14 @@ class OpenVSwitchNetwork:
     def plan(self, context: NicContext) -> NicPlan:
         """A tap that becomes a port."""
         bridge, parameters = context.nic.link or "", context.parameters
+        switch = "Open vSwitch" if parameters.database is None else f"Open vSwitch at {parameters.database}"
         return plan_tap(
             context,
             f"tap on Open vSwitch bridge {bridge}",
             functools.partial(_join, bridge, parameters),
             take_down=functools.partial(_leave, parameters.database),
+            movable=True,
+            leave=(switch, functools.partial(_move_out, parameters.database)),
         )
 
 
@@ -98,6 +101,11 @@ def _join(bridge: str, parameters: OpenVSwitchParameters, tap: NetworkInterface)
 def _leave(database: str | None, tap: NetworkInterface) -> None:
     # The switch need not have noticed, nor be there; the database decides.
     _vsctl(database, "--no-wait", "--if-exists", "del-port", tap.name)
+
+
+def _move_out(database: str | None, tap: NetworkInterface) -> None:
+    # The switch has to have let go of it before a bridge takes it.
+    _vsctl(database, "--if-exists", "del-port", tap.name)
 
 
 def port_settings(vlan: str | None) -> list[str]:

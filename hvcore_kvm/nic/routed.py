@@ -100,6 +100,7 @@ class RoutedNetwork:
             take_down=None if nic.link is None else NetworkInterface.remove_rules,
             movable=True,
             release=_release,
+            leave=("its routes", _release),
         )
         if not context.arriving:
             return plan

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 
 from hvcore import Finding, checks, param
-from hvcore_kvm.parameters.syntax import pci_address, qemu_word, share_tag
+from hvcore_kvm.parameters.syntax import object_name, pci_address, qemu_word, share_tag
 
 SOUND_DEVICES = {
     "hda": "ich9-intel-hda",
@@ -31,6 +31,8 @@ DISPLAY_DEVICES = {
     "ramfb": "ramfb",
 }
 """QEMU's device for each graphics card."""
+
+_TAKEN_PORTS = ("org.qemu.guest_agent.0", "com.redhat.spice.0")
 
 
 @attrs.frozen(kw_only=True)
@@ -69,6 +71,18 @@ class UsbDevice:
 
 
 @attrs.frozen(kw_only=True)
+class VirtioPort:
+    """One serial port of the guest's virtio-serial controller."""
+
+    name: str = param(
+        checks=(object_name,),
+        summary="Name by which the guest finds it, /dev/virtio-ports/NAME in Linux; on the host it is the socket "
+        "virtio-port-NAME in the instance's directory.",
+    )
+    console: bool = param(default=False, summary="It is a console, hvcN in Linux.")
+
+
+@attrs.frozen(kw_only=True)
 class Share:
     """One directory of the host that the guest mounts through virtiofs."""
 
@@ -95,14 +109,19 @@ class PciDevice:
 class DeviceParameters:
     """Devices beside CPU, memory, disks and NICs."""
 
-    rng: bool = param(default=True, summary="Offer virtio-rng, a source of randomness.")
+    rng: bool = param(default=True, changes="hotplug", summary="Offer virtio-rng, a source of randomness.")
     rng_source: str = param(
         default="builtin",
         choices=("builtin", "urandom", "hwrng"),
+        changes="hotplug",
         summary="What feeds it: QEMU's own generator, the host's /dev/urandom, or its /dev/hwrng.",
     )
     rng_rate: int | None = param(
-        default=None, unit="bytes a second", checks=(checks.at_least(1),), summary="Most the guest may take."
+        default=None,
+        unit="bytes a second",
+        checks=(checks.at_least(1),),
+        changes="hotplug",
+        summary="Most the guest may take.",
     )
     watchdog: str = param(
         default="none",
@@ -169,6 +188,11 @@ class DeviceParameters:
         checks=(checks.between(0, 3),),
         summary="Further serial ports, on the sockets serial1 to serial3 in the instance's directory (pc, q35).",
     )
+    virtio_ports: tuple[VirtioPort, ...] = param(
+        default=(),
+        changes="hotplug",
+        summary="Serial ports on virtio, for programs of the guest and the host to talk by, and consoles.",
+    )
     shares: tuple[Share, ...] = param(default=(), summary="Directories of the host, through virtiofs.")
     pci_passthrough: tuple[PciDevice, ...] = param(
         default=(), summary="PCI devices of the host that the guest gets (VFIO)."
@@ -195,7 +219,12 @@ def device_rules(devices: DeviceParameters) -> Iterator[Finding]:
                 yield Finding(code="contradiction", path=name, message="needs a USB controller, and there is none")
     for index, device in enumerate(devices.usb):
         yield from (finding.below(f"usb[{index}]") for finding in _usb_rules(device))
-    for field, key in (("shares", "tag"), ("pci_passthrough", "address")):
+    for index, port in enumerate(devices.virtio_ports):
+        if port.name in _TAKEN_PORTS:
+            message = f"{port.name} is a port of the driver's own"
+            hint = "set params.guest_agent = true" if port.name == _TAKEN_PORTS[0] else 'add "spice" to consoles'
+            yield Finding(code="contradiction", path=f"virtio_ports[{index}].name", message=message, hint=hint)
+    for field, key in (("shares", "tag"), ("pci_passthrough", "address"), ("virtio_ports", "name")):
         values = [getattr(item, key) for item in getattr(devices, field)]
         for index, value in enumerate(values):
             if value in values[:index]:

@@ -97,6 +97,13 @@ class MemoryParameters:
     )
     numa: tuple[NumaNode, ...] = param(default=(), summary="NUMA nodes of the guest.")
     balloon: bool = param(default=True, summary="Offer the virtio balloon.")
+    balloon_target: Size | None = param(
+        default=None,
+        unit="bytes",
+        checks=(checks.at_least(_MIB),),
+        changes="live",
+        summary="Memory that the balloon leaves to the guest: no more than memory, which it has when not given.",
+    )
     balloon_free_page_reporting: bool = param(
         default=True, summary="The guest tells which pages are free, and the host takes them back."
     )
@@ -126,7 +133,14 @@ def memory_rules(memory: MemoryParameters) -> Iterator[Finding]:
     if memory.memory_share and backend == "anon":
         message = "anonymous memory cannot be shared with another process"
         yield Finding(code="contradiction", path="memory_share", message=message, hint='use memory_backend = "memfd"')
-    for name in ("memory_max", "virtio_mem", "memory_plugged", "memory_min", "hugepage_size"):
+    for name in (
+        "memory_max",
+        "virtio_mem",
+        "memory_plugged",
+        "memory_min",
+        "balloon_target",
+        "hugepage_size",
+    ):
         value = getattr(memory, name)
         if value is not None and value % _MIB and name != "hugepage_size":
             yield Finding(code="invalid-value", path=name, message=f"{value} bytes is not a whole number of MiB")
@@ -144,12 +158,10 @@ def memory_rules(memory: MemoryParameters) -> Iterator[Finding]:
         )
         yield Finding(code="contradiction", path="memory_plugged", message=message)
     if not memory.balloon:
-        if memory.memory_min is not None:
-            message = "needs the balloon, which is switched off"
-            yield Finding(code="contradiction", path="memory_min", message=message)
-        if memory.balloon_stats_interval:
-            message = "needs the balloon, which is switched off"
-            yield Finding(code="contradiction", path="balloon_stats_interval", message=message)
+        for name in ("memory_min", "balloon_target", "balloon_stats_interval"):
+            if getattr(memory, name):
+                message = "needs the balloon, which is switched off"
+                yield Finding(code="contradiction", path=name, message=message)
     if memory.balloon_stats_interval % 1:
         yield Finding(code="invalid-value", path="balloon_stats_interval", message="is not a whole number of seconds")
     yield from _numa_rules(memory)

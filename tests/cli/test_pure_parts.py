@@ -14,11 +14,13 @@ from hvcore import errors
 from hvcore.cli.duration import read_duration
 from hvcore.cli.exit_status import ExitStatus, exit_status
 from hvcore.cli.failure import error_lines
+from hvcore.cli.hotplug import peripheral
 from hvcore.cli.instance_file import checked_instance, instance_name, read_instance_file
 from hvcore.cli.output import printable
 from hvcore.cli.plain_data import plain_data
 from hvcore.cli.progress_line import ProgressLine
 from hvcore.cli.session import setting_value
+from hvcore.errors import InvalidParameters
 from hvcore.findings import Finding, FindingSet
 from hvcore.model.progress import Progress
 from hvcore.model.state import Cause, InstanceInfo, InstanceState, StateReason
@@ -194,3 +196,17 @@ def test_how_far_it_is() -> None:
     half = Progress(phase="saving", done=3 << 20, total=6 << 20)
     assert ProgressLine.text(half, 2.0) == "saving: 3.0MiB of 6.0MiB, 1.5MiB/s"
     assert ProgressLine.text(Progress(phase="\x1b[2J", done=0, total=0), 0.0) == "\\x1b[2J: 0B"
+
+
+def test_a_device_that_is_a_parameter() -> None:
+    """Words become values or entries of lists; words that are not used are named, and which one goes has to be said."""
+    rng = peripheral("rng", ("source=urandom", "rate=5"), goes=False)
+    assert rng.values == {"rng": None, "rng_source": "urandom", "rng_rate": 5}
+    assert peripheral("rng", (), goes=True).values == {"rng": False, "rng_source": None, "rng_rate": None}
+    port = ("name=org.example.0", "console=true")
+    assert peripheral("port", port, goes=False).add == {"virtio_ports": [{"name": "org.example.0", "console": True}]}
+    assert peripheral("usb", ("type=tablet",), goes=True).remove == {"usb": [{"type": "tablet"}]}
+    for kind, words, path in (("rng", ("x=1",), "rng.x"), ("port", (), "port"), ("usb", ("tablet",), "usb")):
+        with pytest.raises(InvalidParameters) as caught:
+            peripheral(kind, words, goes=kind != "rng")
+        assert [finding.path for finding in caught.value.findings] == [path]

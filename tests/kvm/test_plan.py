@@ -191,7 +191,7 @@ def test_a_plan_says_what_would_change_and_when(host: Any) -> None:
         "memory": "start",
         "params.cpu_pin": "live",
         "params.watchdog_action": "live",
-        "params.rng_rate": "start",
+        "params.rng_rate": "hotplug",
         "disks[0].params.cache": "hotplug",
         "disks[0].params.throttle": "live",
         "disks[1]": "hotplug",

@@ -57,6 +57,13 @@ def _usb(probe: Probe) -> dict[str, str]:
     return {probe.get(row["name"], "type"): row["name"] for row in rows if row["name"].startswith("usb-device")}
 
 
+def _port_names(probe: Probe) -> dict[str, int]:
+    """The numbers of ports on the virtio-serial controller by the names the guest sees."""
+    rows = probe.qmp("qom-list", path="/machine/peripheral")
+    ports = [row["name"] for row in rows if row["name"].startswith("virtio-port-")]
+    return {probe.get(name, "name"): probe.get(name, "nr") for name in ports}
+
+
 EFFECTS = [
     Effect(given={"params": {"rng": False}}, shows={"params.rng": (_there("rng0"), False)}),
     Effect(
@@ -141,6 +148,20 @@ EFFECTS = [
     _sound("es1370", "ES1370"),
     _sound("sb16", "sb16"),
     _sound("usb", "usb-audio"),
+    Effect(
+        given={"params": {"virtio_ports": [{"name": "one"}, {"name": "two", "console": True}]}},
+        base={"params": {"virtio_ports": [{"name": "one", "console": True}]}},
+        shows={
+            "params.virtio_ports": (
+                lambda probe: {
+                    row["label"] for row in probe.qmp("query-chardev") if row["label"].startswith("virtio-port")
+                },
+                {"virtio-port-one", "virtio-port-two"},
+            ),
+            "params.virtio_ports[].name": (_port_names, {"one": 8, "two": 9}),
+            "params.virtio_ports[].console": (type_of("virtio-port-one"), "virtserialport"),
+        },
+    ),
     attrs.evolve(_sound("virtio", "virtio-sound-pci"), needs=("qemu-10",)),
     Effect(
         given={"params": {"sound": "ac97", "sound_backend": "alsa"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import tempfile
@@ -9,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from kvm_effect import PATIENCE, Probe, disk, needs, nic, proves
 
+import hvcore
 from hvcore import Deadline
 from hvcore.guests import LINUX_COMMAND_LINE, LinuxGuest
 from hvcore_kvm.qmp import QmpClient
@@ -194,3 +197,36 @@ def _balloon(probe: Probe) -> None:
     """The balloon takes what the host lacks."""
     while probe.qmp("query-balloon")["actual"] != 160 * _MIB:
         probe.event("BALLOON_CHANGE")
+
+
+@proves("params.balloon_target")
+def test_what_the_balloon_leaves(host: Any, boot: Any) -> None:
+    """From the start, and when it changes while the guest runs; a plan names the change, and the guest follows it."""
+    shell = boot("pc", params={"balloon_target": "128MiB", "balloon_deflate_on_oom": False})
+    running = hvcore.Instance(**_definition(host))
+    directory = host.directory / "state" / "kvm" / "instances" / "web1"
+    with QmpClient.connect(str(directory / "query"), Deadline.after(PATIENCE)) as client:
+        probe = Probe(client, host.pid(), directory)
+        while probe.qmp("query-balloon")["actual"] != 128 * _MIB:
+            probe.event("BALLOON_CHANGE")
+    asked = "sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"
+    before = int(shell.run(asked))
+    wanted = attrs.evolve(running, params={**running.params, "balloon_target": "160MiB"})
+    assert [(c.path, c.effect) for c in host.driver.plan_start(wanted).changes] == [("params.balloon_target", "live")]
+    done = host.driver.hot_mod_device("web1", hvcore.LiveParameters(values={"balloon_target": "160MiB"}), timeout=120)
+    assert (done.done, done.detail) == (True, "the guest has 160MiB of memory")
+    assert int(shell.run(asked)) == before + 32 * 1024
+    assert host.driver.plan_start(wanted).changes == ()
+    host.driver.pause_instance("web1")
+    done = host.driver.hot_mod_device("web1", hvcore.LiveParameters(values={"balloon_target": None}), timeout=0.5)
+    assert (done.done, "asked for 192MiB" in done.detail) == (False, True)
+    with pytest.raises(hvcore.InvalidParameters) as caught:
+        host.driver.hot_mod_device("web1", hvcore.LiveParameters(values={"balloon_target": "256MiB"}))
+    assert [finding.path for finding in caught.value.findings] == ["params.balloon_target"]
+
+
+def _definition(host: Any) -> dict[str, Any]:
+    """What the instance runs with."""
+    path = host.directory / "state" / "kvm" / "instances" / "web1" / "record.json"
+    record = json.loads(path.read_text())["instance"]
+    return {key: record[key] for key in ("name", "uuid", "memory", "params", "security_model") if record[key]}

@@ -33,6 +33,7 @@ class Whole:
 
             self.devices = names("/machine/peripheral")
             self.objects = names("/objects")
+            self.chardevs = sorted(row["label"] for row in ask("query-chardev"))
             self.nodes = sorted(row["node-name"] for row in ask("query-named-block-nodes", flat=True))
             self.sets = sorted(row["fdset-id"] for row in ask("query-fdsets"))
         fds = Path(f"/proc/{host.pid()}/fd")

@@ -85,3 +85,28 @@ def test_what_is_planned_is_applied(host: Any) -> None:
     status, refused = _hv(host, "hotplug", "set", "web1", "machine=pc")
     assert status == 2
     assert refused["error"]["findings"][0]["path"] == "params.machine"
+
+
+def test_devices_that_are_parameters(host: Any) -> None:
+    """A file adds and removes them as a whole, words one at a time; the list shows them as the words say them."""
+    path = host.directory / "web1.toml"
+
+    def write(*lines: str) -> None:
+        text = _FILE.partition("vcpus_max")[0].format(memory="64MiB", vcpus=1, firmware=host.firmware)
+        path.write_text("\n".join((text, *lines)))
+
+    write("rng = false")
+    assert _hv(host, "start", str(path))[0] == 0
+    write('rng_source = "urandom"', 'virtio_ports = [{ name = "first", console = true }]')
+    status, applied = _hv(host, "apply", str(path))
+    assert (status, applied["left"], len(applied["done"])) == (0, [], 1)
+    assert _hv(host, "hotplug", "add", "web1", "port", "name=second")[0] == 0
+    assert [(row["kind"], row["given"]) for row in _hv(host, "hotplug", "list", "web1")[1]["peripherals"]] == [
+        ("rng", {"source": "urandom"}),
+        ("port", {"name": "first", "console": True}),
+        ("port", {"name": "second"}),
+    ]
+    assert _hv(host, "hotplug", "remove", "web1", "port", "name=first")[0] == 0
+    status, pending = _hv(host, "hotplug", "remove", "web1", "rng", "--timeout", "100ms")
+    assert (status, pending["done"]) == (4, False)
+    assert [row["state"] for row in _hv(host, "hotplug", "list", "web1")[1]["peripherals"]] == ["removing", "present"]

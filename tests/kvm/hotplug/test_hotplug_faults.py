@@ -183,6 +183,18 @@ def test_the_words_of_a_refusal(host: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert _devices(host) == {}
 
 
+def test_another_mtu_where_nothing_can_be_plugged(host: Any, whole: Any) -> None:
+    """The MTU a guest is told of is the card's, which stays: QEMU's words, what to do, and nothing is changed."""
+    nic = Nic(uuid=NIC, mac="52:54:00:00:00:01", params={"mtu": 1400})
+    host.start(host.instance(params={"machine": "q35", "hotplug_ports": 0}, nics=[nic]))
+    before = whole()
+    with pytest.raises(hvcore.HypervisorRefused, match="does not support hotplugging") as caught:
+        host.driver.hot_mod_device("web1", attrs.evolve(nic, params={"mtu": 1300}))
+    assert "hotplug_ports" in (caught.value.hint or "")
+    assert _devices(host) == {NIC: "present"}
+    assert whole() == before
+
+
 _KILLED = """
 import json, os, signal, sys
 import hvcore

@@ -129,6 +129,9 @@ def test_changing_what_needs_another_plug(host: Any, boot: Any) -> None:
     """A change of the card itself is an unplug and a plug at the same place."""
     shell = boot("q35", nics=[Nic(uuid=NIC, mac="52:54:00:00:00:01")])
     before = shell.run("readlink /sys/class/net/eth0 | grep -o '[^/]*/virtio'")
-    host.driver.hot_mod_device("web1", Nic(uuid=NIC, mac="52:54:00:00:00:02"), timeout=60)
+    # QEMU tells the guest of an MTU when a card comes, and of none afterwards.
+    changed = Nic(uuid=NIC, mac="52:54:00:00:00:02", params={"mtu": 1300})
+    assert host.driver.hot_mod_device("web1", changed, timeout=60).done
     shell.wait("[ -d /sys/class/net/eth0 ] && grep -q 00:00:02 /sys/class/net/eth0/address")
+    assert shell.run("cat /sys/class/net/eth0/mtu") == "1300"
     assert shell.run("readlink /sys/class/net/eth0 | grep -o '[^/]*/virtio'") == before

@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import pytest
 
 import hvcore
 from hvcore import Nic
-from hvcore_kvm import tap_name
+from hvcore_kvm import run_command, tap_name
 from hvcore_kvm.nic import openvswitch
 from hvcore_kvm.nic.openvswitch import port_settings
 
@@ -302,3 +303,76 @@ def test_settings_of_ports() -> None:
 def test_it_keeps_what_a_nic_mode_promises(conformance: Any, switch: Switch, bridge: str) -> None:
     """The conformance suite, on the private switch; no port is left."""
     conformance.passes("nic-mode", "openvswitch", link=bridge, database=switch.database)
+
+
+_KILLED = """
+import json, os, signal, sys
+import hvcore
+from hvcore_kvm.nic import openvswitch
+openvswitch._join = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+driver = hvcore.load_driver("kvm", json.loads(sys.argv[1]))
+driver.hot_mod_device("web1", hvcore.Nic(**json.loads(sys.argv[2])))
+"""
+
+
+def _refuse(*args: Any) -> None:
+    raise hvcore.HostError("not today")
+
+
+@pytest.mark.linux
+def test_a_running_nic_moves_between_modes(
+    host: Any, network: Any, switch: Switch, bridge: str, boot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest keeps its card and its tap from network to network; what fails or is killed half way is taken back."""
+    plain = network.link("type", "bridge")
+    run_command(
+        ["ip", "link", "set", network.cable(network.namespace(), f"{network.ip4(1)}/28"), "master", plain],
+        timeout=PATIENCE,
+    )
+    switch.vsctl("add-port", bridge, network.cable(network.namespace(), f"{network.ip4(2)}/28"), "tag=10")
+    bridged = Nic(uuid=str(uuid.uuid4()), mode="bridged", link=plain)
+    guest = boot([bridged], f"hv.ip={network.ip4(7)}/28")
+    bridged = attrs.evolve(bridged, mac=guest.ok("cat /sys/class/net/eth0/address").strip()[-17:])
+    tap, index = tap_name(bridged.uuid or ""), guest.ok("cat /sys/class/net/eth0/ifindex")
+    on_switch = _nic(switch, bridge, uuid=bridged.uuid, mac=bridged.mac, params={"vlan": "10"})
+    routed = attrs.evolve(bridged, mode="routed", link=None, ip=network.ip4(7))
+
+    def places() -> tuple[bool, bool, bool]:
+        """Whether it is on the bridge, on the switch, and has a route."""
+        routes = json.loads(run_command(["ip", "-j", "route", "show", "dev", tap], timeout=PATIENCE) or "[]")
+        ports = switch.vsctl("list-ports", bridge).split()
+        return os.path.exists(f"/sys/class/net/{plain}/brif/{tap}"), tap in ports, routes != []
+
+    assert guest.reaches(network.ip4(1))
+    with monkeypatch.context() as patch, pytest.raises(hvcore.HostError, match="not today"):
+        patch.setattr(openvswitch, "_join", _refuse)
+        host.driver.hot_mod_device("web1", on_switch)
+    assert places() == (True, False, False)
+    assert guest.reaches(network.ip4(1))
+    given = {**attrs.asdict(on_switch), "params": dict(on_switch.params)}
+    words = [json.dumps(host.settings), json.dumps(given)]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, *words], timeout=PATIENCE * 2, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert places() == (False, False, False)
+    assert [device.state for device in host.driver.get_instance_info("web1").devices] == ["present"]
+    (found,) = host.driver.recover("web1").instances
+    assert "connected as it is written down" in found.detail
+    assert places() == (True, False, False)
+    assert guest.reaches(network.ip4(1))
+    for nic, where in ((on_switch, (False, True, False)), (routed, (False, False, True))):
+        assert "kept its device" in host.driver.hot_mod_device("web1", nic).detail
+        assert places() == where
+        if nic is on_switch:
+            assert guest.reaches(network.ip4(2))
+            assert guest.silent(network.ip4(1))
+            assert switch.port(tap)["tag"] == 10
+            other = attrs.evolve(on_switch, params={**on_switch.params, "vlan": "20"})
+            assert "kept its device" in host.driver.hot_mod_device("web1", other).detail
+            assert switch.port(tap)["tag"] == 20
+    assert "kept its device" in host.driver.hot_mod_device("web1", bridged).detail
+    assert places() == (True, False, False)
+    assert guest.reaches(network.ip4(1))
+    assert guest.ok("cat /sys/class/net/eth0/ifindex") == index
+    host.driver.hot_mod_device("web1", on_switch)
+    host.driver.stop_instance("web1", force=True)
+    assert tap not in switch.vsctl("list-ports", bridge).split(), "its end is that of the mode it has now"

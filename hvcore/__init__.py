@@ -60,6 +60,7 @@ _EXPORTS: dict[str, str] = {
     "MigrationInfo": "hvcore.model.migration",
     "MigrationPhase": "hvcore.model.migration",
     "AutoConverge": "hvcore.model.migration_policy",
+    "ALL_DISKS": "hvcore.model.migration_policy",
     "MigrationPolicy": "hvcore.model.migration_policy",
     "MigrationTls": "hvcore.model.migration_policy",
     "MultiFd": "hvcore.model.migration_policy",
@@ -397,6 +398,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.migration import (
         SavedInstance as SavedInstance,
+    )
+    from hvcore.model.migration_policy import (
+        ALL_DISKS as ALL_DISKS,
     )
     from hvcore.model.migration_policy import (
         AutoConverge as AutoConverge,

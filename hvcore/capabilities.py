@@ -29,6 +29,7 @@ class Capability(enum.StrEnum):
     SCREENSHOT = "screenshot"
     MIGRATION = "migration"
     MIGRATION_STEPS = "migration-steps"
+    MIGRATION_DISKS = "migration-disks"
     POWERCYCLE = "powercycle"
     ANCILLARY_FILES = "ancillary-files"
     EVENTS = "events"

@@ -241,7 +241,7 @@ class _Run:
 
     def _still_there(self) -> None:
         """Before the guest stops here, make sure that it can be told to run there."""
-        if self._last.phase not in (MigrationPhase.SETUP, MigrationPhase.ACTIVE):
+        if self._last.phase not in (MigrationPhase.DISKS, MigrationPhase.SETUP, MigrationPhase.ACTIVE):
             return
         try:
             self._destination.get_instance_info(self._name)

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from hvcore.findings import Finding
-from hvcore.model.migration_policy import MigrationPolicy, policy_rules, tls_of
+from hvcore.model.migration_policy import MigrationPolicy, disks_of, policy_rules, tls_of
 from hvcore.params.structure import structure
 
 
@@ -25,6 +25,8 @@ def read_migration_policy(given: MigrationPolicy | Mapping[str, Any]) -> tuple[M
     values = _as_mapping(given)
     if isinstance(values, Mapping) and isinstance(values.get("tls"), bool):
         values = {**values, "tls": _as_mapping(tls_of(values["tls"]))}
+    if isinstance(values, Mapping) and isinstance(values.get("copy_disks"), str):
+        values = {**values, "copy_disks": disks_of(values["copy_disks"])}
     policy, findings = structure(MigrationPolicy, values)
     return policy, findings or list(policy_rules(policy))
 

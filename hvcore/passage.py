@@ -156,6 +156,9 @@ class Passage:
         if findings:
             error = InvalidParameters("the migration policy has errors", FindingSet(findings).below("policy"))
             raise self._stamp(error, operation, instance)
+        if agreed.copy_disks:
+            # A driver that knows nothing of it would move the guest away from its disks.
+            self._require(Capability.MIGRATION_DISKS, operation, instance)
         return agreed
 
     def _checked(self, instance: DefinitionLike) -> Instance:

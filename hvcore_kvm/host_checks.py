@@ -6,6 +6,7 @@ import difflib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 
@@ -33,6 +34,7 @@ def check_host(
     directories: Directories,
     *,
     arriving: bool = False,
+    images_to_be: Mapping[str, Image | None] = MappingProxyType({}),
 ) -> tuple[dict[str, Image], list[Finding]]:
     """Look at the host for a definition.
 
@@ -42,6 +44,7 @@ def check_host(
         choice: accelerator.
         directories: those of the driver.
         arriving: its guest comes from another host, where QEMU has the images of shared storage open.
+        images_to_be: images of disks that are made later, by uuid; ``None`` for one that was found to be wrong already.
 
     Returns:
         What the images are, by uuid of the disk or by the parameter that names them, and all findings.
@@ -58,11 +61,15 @@ def check_host(
     for disk in definition.disks:
         if disk.disk.path is None:
             continue
-        generic = disk.parameters.bus == "scsi-generic"
-        image, problems = check_image(disk.file, character_device=generic)
-        findings += problems
+        uuid = disk.disk.uuid or ""
+        if uuid in images_to_be:
+            image = images_to_be[uuid]
+        else:
+            generic = disk.parameters.bus == "scsi-generic"
+            image, problems = check_image(disk.file, character_device=generic)
+            findings += problems
         if image is not None:
-            images[disk.disk.uuid or ""] = image
+            images[uuid] = image
     for file in _media(definition):
         image, problems = check_image(file)
         findings += problems

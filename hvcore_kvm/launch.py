@@ -62,6 +62,16 @@ _STDERR_TAIL = 8192
 _UNDO_PATIENCE = 15.0
 
 
+class ArrivingFiles(Protocol):
+    """Images that are made for a guest that comes from another host."""
+
+    def make(self) -> None:
+        """Make them. Raises `HostError`; `remove` puts away what was made until then."""
+
+    def remove(self) -> None:
+        """Take away what was made."""
+
+
 @attrs.frozen(kw_only=True)
 class Arrival:
     """What the start of an instance whose guest comes from another host has more.
@@ -69,10 +79,12 @@ class Arrival:
     Attributes:
         record: written down before anything else.
         listen: makes QEMU wait for the guest; takes its monitor and its process id.
+        files: images that have to be made before; ``None`` when all are there.
     """
 
     record: MigrationRecord
     listen: Callable[[QmpClient, int], None]
+    files: ArrivingFiles | None = None
 
 
 class SavedGuest(Protocol):
@@ -165,6 +177,10 @@ class Launch:
             self._directory.write(MIGRATION, self._arrival.record, schema=SCHEMA)
         # First: from it, whoever finds an interrupted start knows what to take down.
         self._write_record()
+        if self._arrival is not None and self._arrival.files is not None:
+            # The step that takes them away is there first: some may have been made when one cannot be.
+            journal.run(Step(name="images", do=_nothing, undo=self._arrival.files.remove))
+            journal.run(Step(name="images: make", do=self._arrival.files.make))
         if plan.decisions.definition.machine.chroot or plan.root is not None:
             private_directory(self._directory.join(ROOT))
         if plan.decisions.firmware is not None and plan.decisions.firmware.variables is not None:

@@ -329,7 +329,8 @@ class Control:
             return
         if seen.migration.role == "source":
             answer = client.execute("query-migrate", deadline=deadline)
-            if str(answer.get("status", "none")) in ("none", "failed", "cancelled"):
+            ended = str(answer.get("status", "none")) in ("none", "failed", "cancelled")
+            if ended and not seen.migration.copying:
                 return
         refuse_moving(seen)
 

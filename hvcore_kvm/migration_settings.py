@@ -31,12 +31,18 @@ def migration_capabilities(policy: MigrationPolicy) -> dict[str, str]:
         "auto-converge": ("auto_converge", policy.live and policy.throttling is not None),
         "dirty-limit": ("dirty_limit", policy.dirty_limit is not None),
         "switchover-ack": ("switchover", policy.switchover == "ack"),
-        "pause-before-switchover": ("switchover", policy.switchover == "paused"),
+        **_pause(policy),
     }
     return {
         **dict.fromkeys(_ALWAYS, ""),
         **{name: field for name, (field, used) in wanted.items() if used},
     }
+
+
+def _pause(policy: MigrationPolicy) -> dict[str, tuple[str, bool]]:
+    """The guest waits before it goes over: until the caller says so, and until its disks are the same on both sides."""
+    field = "copy_disks" if policy.copy_disks and policy.switchover != "paused" else "switchover"
+    return {"pause-before-switchover": (field, policy.switchover == "paused" or bool(policy.copy_disks))}
 
 
 def migration_parameters(policy: MigrationPolicy) -> dict[str, Any]:

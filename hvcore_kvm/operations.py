@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -70,6 +71,7 @@ from hvcore_kvm.hotplug import (
     support_of,
     with_device,
 )
+from hvcore_kvm.images import Image
 from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch, SavedGuest
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
@@ -477,7 +479,13 @@ class Operations:
         return capabilities_of(program, self._directories.cache, deadline)
 
     def _decide(
-        self, instance: Instance, directory: InstanceDirectory, deadline: Deadline, *, arriving: bool = False
+        self,
+        instance: Instance,
+        directory: InstanceDirectory,
+        deadline: Deadline,
+        *,
+        arriving: bool = False,
+        images_to_be: Callable[[definition.Definition], Mapping[str, Image | None]] = lambda _: {},
     ) -> tuple[Decisions, list[Finding]]:
         """Resolve everything a start depends on, and find what on this host stands against it.
 
@@ -489,7 +497,9 @@ class Operations:
             raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
         capabilities = self._capabilities(parsed, deadline)
         choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in, capabilities.arch)
-        images, problems = check_host(parsed, capabilities, choice, self._directories, arriving=arriving)
+        images, problems = check_host(
+            parsed, capabilities, choice, self._directories, arriving=arriving, images_to_be=images_to_be(parsed)
+        )
         findings += problems
         kept = directory.read(PLACEMENT, Placement, schema=SCHEMA, data=True)
         machine = placement.resolve_machine(parsed.wanted_machine, capabilities, kept)

@@ -104,6 +104,11 @@ CLAIMS = (
     ),
     Claim(capability=Capability.MIGRATION_STEPS),
     Claim(
+        capability=Capability.MIGRATION_DISKS,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the image has to be raw or qcow2, not encrypted, not shared, and the destination has to have room",
+    ),
+    Claim(
         capability=Capability.POWERCYCLE,
         level=ClaimLevel.CONDITIONAL,
         reason="only as root, and when the setting allow_powercycle is on",

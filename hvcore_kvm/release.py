@@ -17,6 +17,8 @@ from hvcore_kvm.runtime import RuntimeRecord
 def release(seen: Observed, directory: str, families: Families, announce: Callable[[InterfaceEvent], None]) -> None:
     """Do the down steps of every NIC of an instance that is not alive, and undo the steps of its security model.
 
+    Images that were made for a guest that was to come from another host, and never ran here, go too.
+
     Args:
         seen: the instance.
         directory: its directory.
@@ -28,6 +30,14 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
     """
     end_companions(seen.companions, spoken_to=not seen.unfinished)
     problems = []
+    moving = seen.migration
+    if moving is not None and moving.role == "destination" and moving.files and not moving.over:
+        from hvcore_kvm.migration.disk_files import remove_files
+
+        try:
+            remove_files(moving.files)
+        except OSError as error:
+            problems.append(f"{error.filename}: {error.strerror}")
     try:
         remove_groups(seen.name, directory)
     except HypervisorError as error:

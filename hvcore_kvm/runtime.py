@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from hvcore import Cause, Instance, InstanceState, MigrationPolicy, Nic
+from hvcore import Cause, Instance, InstanceState, MigrationPolicy, MigrationTarget, Nic
 from hvcore_kvm.listing import PROCESS as PROCESS
 from hvcore_kvm.process import ProcessIdentity
 
@@ -197,6 +197,23 @@ class Changes:
 
 
 @attrs.frozen(kw_only=True)
+class DiskFile:
+    """An image on the destination for a disk that is copied, which goes again if the guest never runs there.
+
+    Attributes:
+        path: where it is.
+        part: the name it was made under; empty for a file that was there before, with nothing in it.
+        device: device number of its file system, 0 until it is made.
+        inode: its inode number, 0 until it is made.
+    """
+
+    path: str
+    part: str = ""
+    device: int = 0
+    inode: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class MigrationRecord:
     """A migration that nobody has finished: what QEMU cannot be asked about it. Written before QEMU is told.
 
@@ -209,6 +226,13 @@ class MigrationRecord:
         downtime_limit: longest pause of the guest that QEMU aims at now, in seconds.
         raised: when that was last changed, in seconds since the epoch.
         over: on the source, QEMU was told to let the guest go over; on the destination, to let it run.
+        disks: uuids of the disks that are copied.
+        sizes: on the source, bytes of each of them, as far as was known when that began.
+        target: on the source, where the destination listens.
+        memory: on the source, when the guest itself began to be sent, in seconds since the epoch; ``None`` until then.
+        ended: on the source, how the copy of the disks ended, if not well.
+        error: why it failed, in QEMU's words.
+        files: on the destination, the images that were made for the disks.
     """
 
     role: Literal["source", "destination"]
@@ -219,6 +243,23 @@ class MigrationRecord:
     downtime_limit: float
     raised: float
     over: bool = False
+    disks: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    target: MigrationTarget | None = None
+    memory: float | None = None
+    ended: Literal["", "cancelled", "failed"] = ""
+    error: str = ""
+    files: tuple[DiskFile, ...] = ()
+
+    @property
+    def copying(self) -> bool:
+        """On the source: its disks are being copied, and nothing of the guest has been sent."""
+        return self.role == "source" and bool(self.disks) and self.memory is None and not self.ended
+
+    @property
+    def sending_since(self) -> float:
+        """When the guest itself began to be sent, in seconds since the epoch."""
+        return self.began if self.memory is None else self.memory
 
 
 @attrs.frozen(kw_only=True)

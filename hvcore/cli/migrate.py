@@ -30,6 +30,14 @@ from hvcore.model.units import format_seconds
 @click.option("--downtime", metavar="DURATION", help="Longest pause of the guest that is aimed at, for example 100ms.")
 @click.option("--deadline", metavar="DURATION", help="How long all of it may take; then it is cancelled.")
 @click.option(
+    "--copy-disk",
+    "disks",
+    multiple=True,
+    metavar="UUID",
+    help="Copy a disk that only this host has; several times for several, 'all' for all the guest may write.",
+)
+@click.option("--overwrite-disks", is_flag=True, help="Copy also to images that are there already on the other host.")
+@click.option(
     "--remote-hv", default="hv", metavar="PATH", show_default=True, help="The command hv on a host that ssh reaches."
 )
 @click.pass_obj
@@ -44,6 +52,8 @@ def migrate_command(
     bandwidth: str | None,
     downtime: str | None,
     deadline: str | None,
+    disks: tuple[str, ...],
+    overwrite_disks: bool,
     remote_hv: str,
 ) -> int:
     """Move a running instance to another host.
@@ -64,6 +74,8 @@ def migrate_command(
     policy |= {key: value for key, value in given.items() if value is not None}
     policy |= {"tls": False} if no_tls else {}
     policy |= {"live": False} if offline else {}
+    policy |= {"copy_disks": list(disks)} if disks else {}
+    policy |= {"overwrite_disks": True} if overwrite_disks else {}
     if address is not None and not _is_address(address):
         raise click.BadParameter(f"{address!r} is no IP address", param_hint="--address")
     output = session.output()

@@ -64,6 +64,9 @@ def hv_accept_instance(
 ) -> MigrationTarget:
     """Prepare the destination: a paused process that listens for the instance.
 
+    Images are made for the disks that the policy has copied, and taken again if the guest never runs here. No image
+    that is there is written to, unless it is empty or the policy overwrites; the source's own never.
+
     Args:
         info: from the source; checked against its schema, it is hostile until then.
         address: IP address to listen on.
@@ -76,7 +79,7 @@ def hv_accept_instance(
     Errors: `AlreadyRunning`; `InvalidParameters` with every difference between the hosts; everything a start can
     raise.
 
-    Capability: ``migration``. Since: 0.1.
+    Capability: ``migration``; ``migration-disks`` for ``copy_disks`` in the policy. Since: 0.1.
     """
 
 
@@ -85,6 +88,8 @@ def hv_migrate_instance(
     name: str, target: MigrationTarget, policy: MigrationPolicy, deadline: Deadline
 ) -> MigrationStatus:
     """Begin to send a running instance; returns as soon as it has begun.
+
+    Disks that the policy has copied are sent first, in phase ``disks``.
 
     Args:
         name: name of the instance.
@@ -96,9 +101,9 @@ def hv_migrate_instance(
         The first status.
 
     Errors: `NotRunning`; `WrongState` when one is under way; `InvalidParameters` with what the hypervisor lacks for the
-    policy; `HypervisorRefused`; `OutcomeUnknown`.
+    policy; `HostError` when the destination does not take disks; `HypervisorRefused`; `OutcomeUnknown`.
 
-    Capability: ``migration``. Since: 0.1.
+    Capability: ``migration``; ``migration-disks`` for ``copy_disks`` in the policy. Since: 0.1.
     """
 
 
@@ -122,6 +127,8 @@ def hv_get_migration_status(name: str, deadline: Deadline) -> MigrationStatus:
 @hookspec(firstresult=True)
 def hv_continue_migration(name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
     """Do on the source what has become due: what the policy asks for now, and letting the guest go over.
+
+    Once all disks that are copied are the same on both sides, that is to begin to send the guest itself.
 
     For drivers of hypervisors that do not do this by themselves. Called again and again until the phase is final; when
     it is not, the guest is not lost: it runs on, or waits before it goes over.

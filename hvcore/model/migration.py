@@ -13,6 +13,7 @@ class MigrationPhase(enum.StrEnum):
     """How far a migration is."""
 
     NONE = "none"
+    DISKS = "disks"
     SETUP = "setup"
     ACTIVE = "active"
     PRE_SWITCHOVER = "pre-switchover"
@@ -57,11 +58,13 @@ class MigrationTarget:
         address: IP address, or path of a UNIX socket.
         port: TCP port; ``None`` for a UNIX socket.
         tls_hostname: name the destination's certificate must carry; ``None`` without TLS.
+        disks_port: TCP port at which it takes disks; ``None`` when none are copied.
     """
 
     address: str
     port: int | None = None
     tls_hostname: str | None = None
+    disks_port: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -70,9 +73,9 @@ class MigrationStatus:
 
     Attributes:
         phase: how far it is.
-        transferred: bytes sent so far.
-        remaining: bytes still to send.
-        total: bytes of guest memory.
+        transferred: bytes sent so far: of the disks in phase ``disks``, else of the guest's memory.
+        remaining: bytes still to send, of the same.
+        total: bytes of the disks that are copied in phase ``disks``, else of guest memory.
         rate: bytes a second.
         dirty_rate: bytes a second the guest changes.
         expected_downtime: seconds the guest would pause if it were switched over now.

@@ -8,13 +8,16 @@ from typing import Any
 import attrs
 
 from hvcore.findings import Finding
-from hvcore.model.names import check_host_name
+from hvcore.model.names import check_host_name, check_uuid
 from hvcore.model.units import Seconds, Size, parse_seconds, parse_size
 from hvcore.params.checks import absolute_path, at_least, between, no_control_characters
 from hvcore.params.declare import param
 
 LONGEST_DOWNTIME = 2000.0
 """Seconds; the longest pause that QEMU accepts as a limit."""
+
+ALL_DISKS = "all"
+"""In ``copy_disks``: every disk that the guest may write and whose image is a file or device of the host."""
 
 _MIB = 2**20
 _PATIENCE = 60.0
@@ -42,6 +45,18 @@ def _parsed(parse: Any, value: Any) -> Any:
 def tls_of(value: Any) -> Any:
     """``False`` and ``True`` stand for no TLS, and for TLS with everything as usual."""
     return MigrationTls() if value is True else None if value is False else value
+
+
+def disks_of(value: Any) -> Any:
+    """A single word, such as ``"all"``, stands for a list of it."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _a_disk(value: str) -> str | None:
+    problem = None if value == ALL_DISKS else check_uuid(value)
+    return f"{problem}, nor {ALL_DISKS!r}" if problem else None
 
 
 def _whole_mib(value: int) -> str | None:
@@ -209,6 +224,19 @@ class MigrationPolicy:
         summary="When the guest goes over: at once, when the destination's devices are ready too (QEMU 8.1 and newer), "
         "or when the caller says so: it is paused until then.",
     )
+    copy_disks: tuple[str, ...] = param(
+        default=(),
+        item_checks=(_a_disk,),
+        converter=disks_of,
+        summary="Disks that only the source has, by uuid; they are copied to images that the destination makes at the "
+        'same paths. "all": every disk that the guest may write and that has a path. None when not given: both hosts '
+        "reach all of them. A disk on storage that both hosts reach must not be among them.",
+    )
+    overwrite_disks: bool = param(
+        default=False,
+        summary="Copy also to images that are there already on the destination, such as block devices; what is in them "
+        "is lost.",
+    )
 
     @property
     def patience(self) -> float:
@@ -245,6 +273,7 @@ def policy_rules(policy: MigrationPolicy) -> Iterator[Finding]:
         yield _wrong("converge_within", message, "on_no_convergence would never be done")
     yield from _convergence_rules(policy)
     yield from _channel_rules(policy)
+    yield from _disk_rules(policy)
 
 
 def _convergence_rules(policy: MigrationPolicy) -> Iterator[Finding]:
@@ -276,6 +305,21 @@ def _channel_rules(policy: MigrationPolicy) -> Iterator[Finding]:
             yield _wrong("zero_copy", f"sends memory as it is, and compression is {multifd.compression}")
         if policy.tls is not None:
             yield _wrong("zero_copy", "sends memory as it is, and TLS encrypts it", "do without one of the two")
+
+
+def _disk_rules(policy: MigrationPolicy) -> Iterator[Finding]:
+    disks = [disk.lower() for disk in policy.copy_disks]
+    if ALL_DISKS in disks and len(disks) > 1:
+        yield _wrong("copy_disks", f"names other disks beside {ALL_DISKS!r}", "use one of the two")
+    elif len(set(disks)) < len(disks):
+        yield Finding(code="repeated-value", path="copy_disks", message="names a disk twice")
+    if policy.overwrite_disks and not disks:
+        yield _wrong("overwrite_disks", "is of disks that are copied, and copy_disks names none")
+    if disks and policy.going_over_early is not None:
+        yield _wrong("copy_disks", "does not go with post-copy: the guest would write to both copies", _ONE)
+
+
+_ONE = "use one of the two"
 
 
 def _wrong(path: str, message: str, hint: str | None = None) -> Finding:

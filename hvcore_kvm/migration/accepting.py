@@ -6,6 +6,7 @@ import ipaddress
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import attrs
 
@@ -29,14 +30,17 @@ from hvcore_kvm.events import MIGRATION_EVENTS
 from hvcore_kvm.launch import Arrival
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials
+from hvcore_kvm.migration.disk_files import DiskFiles
+from hvcore_kvm.migration.disk_places import Place
 from hvcore_kvm.migration.evidence import arriving_phase
+from hvcore_kvm.migration.exporting import export_disks
 from hvcore_kvm.migration.info import Moving
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.negotiation import check_policy, negotiate
 from hvcore_kvm.migration.processor import compare, plug_processors, probe_processor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.qmp import QmpClient
-from hvcore_kvm.runtime import RECORD, SCHEMA, MigrationRecord, RuntimeRecord
+from hvcore_kvm.runtime import MIGRATION, RECORD, SCHEMA, DiskFile, MigrationRecord, RuntimeRecord
 
 _USERFAULTFD = "/proc/sys/vm/unprivileged_userfaultfd"
 
@@ -124,6 +128,7 @@ class Accepting:
         address: where to listen.
         policy: how the migration should go.
         deadline: by when to be done.
+        places: where the disks go that are copied; may be replaced together with the plan.
     """
 
     def __init__(
@@ -134,14 +139,17 @@ class Accepting:
         address: str,
         policy: MigrationPolicy,
         deadline: Deadline,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self._directory = directory
         self.plan = plan
+        self.places = places
         self._moving = moving
         self._address = ipaddress.ip_address(address)
         self._policy = policy
         self._deadline = deadline
         self._port = 0
+        self._disks_port: int | None = None
 
     def arrival(self) -> Arrival:
         """What its start has more than another."""
@@ -154,14 +162,21 @@ class Accepting:
             began=now,
             downtime_limit=self._policy.downtime_limit,
             raised=now,
+            disks=tuple(place.uuid for place in self.places),
         )
-        return Arrival(record=record, listen=self._listen)
+
+        def keep(files: tuple[DiskFile, ...]) -> None:
+            self._directory.write(MIGRATION, attrs.evolve(record, files=files), schema=SCHEMA)
+
+        return Arrival(record=record, listen=self._listen, files=DiskFiles(self.places, keep) if self.places else None)
 
     def target(self) -> MigrationTarget:
         """Where it listens, once it does."""
         tls = self._policy.tls
         name = None if tls is None else tls.hostname or str(self._address)
-        return MigrationTarget(address=str(self._address), port=self._port, tls_hostname=name)
+        return MigrationTarget(
+            address=str(self._address), port=self._port, tls_hostname=name, disks_port=self._disks_port
+        )
 
     def _listen(self, client: QmpClient, pid: int) -> None:
         monitor = Monitor(client, self._deadline)
@@ -170,10 +185,14 @@ class Accepting:
         known = self.plan.decisions.capabilities.migration_capabilities
         # A guest that is to run takes its disks when it is let run: until then the source can take it back.
         negotiate(monitor, self._policy, known, late=self._moving.runs)
+        security: dict[str, Any] = {}
         if self._policy.tls is not None:
-            parameters = add_credentials(monitor, self._directory, self._policy.tls, "server", pid)
-            monitor.execute("migrate-set-parameters", parameters)
+            security = add_credentials(monitor, self._directory, self._policy.tls, "server", pid)
+            monitor.execute("migrate-set-parameters", security)
         self._port = listen(monitor, self._address, self._policy)
+        if self.places:
+            disks = [place.uuid for place in self.places]
+            self._disks_port = export_disks(monitor, self._address, self._policy, disks, security)
 
     def _plug(self, monitor: Monitor) -> None:
         plugged = self._moving.plugged

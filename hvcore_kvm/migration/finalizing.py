@@ -26,6 +26,7 @@ from hvcore_kvm.directory import STDERR, InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.lifecycle import Control, plain_state
 from hvcore_kvm.migration.evidence import Whereabouts, arriving_phase, whereabouts
+from hvcore_kvm.migration.exporting import stop_exports
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.sending import OVER, cancel, put_back, tidy
 from hvcore_kvm.observation import Observed, observe
@@ -89,7 +90,7 @@ class Finalizing:
                 status = monitor.wait(lambda s: s.phase.is_final, self._patience())
             return self._let_go(monitor, status)
         if not status.phase.is_final and status.phase not in OVER:
-            status = cancel(monitor)
+            status = cancel(monitor, seen.migration)
         if status.phase in OVER:
             raise WrongState(
                 f"the guest has gone over: {status.phase.value}; it is not continued here",
@@ -218,6 +219,9 @@ class Finalizing:
         if phase is not MigrationPhase.COMPLETED and phase not in over:
             raise WrongState(f"the guest has not arrived: {phase.value}", hint="finalize it as failed on both sides")
         let_run = record.runs and not record.over
+        if record.disks:
+            # Before it takes its disks: nobody else may write to them then.
+            stop_exports(monitor)
         if let_run:
             # Written first: who finds it knows that it may have run here.
             self._directory.write(MIGRATION, attrs.evolve(record, over=True), schema=SCHEMA)
@@ -296,11 +300,11 @@ class Finalizing:
         if not seen.alive or process.is_alive(seen.migration.owner):
             return None
         with connect(self._directory, seen.process, self._deadline) as monitor:
-            status = monitor.status()
+            status = monitor.sent(seen.migration)
             if status.phase in OVER:
                 return None
             if not status.phase.is_final:
-                status = cancel(monitor)
+                status = cancel(monitor, seen.migration)
             if not status.phase.is_final or status.phase in OVER:
                 return None
             self._stay(seen, monitor, status)
@@ -329,6 +333,8 @@ class Finalizing:
         if arriving_phase(record, seen.events) is not MigrationPhase.COMPLETED:
             return None
         with connect(self._directory, seen.process, self._deadline) as monitor:
+            if record.disks:
+                stop_exports(monitor)
             if record.runs and monitor.run_state() != "running":
                 monitor.execute("cont")
             if seen.record is not None:

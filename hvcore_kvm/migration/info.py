@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import attrs
 
 from hvcore import Finding, Instance, MigrationInfo, checks, param, read_definition, structure
+from hvcore_kvm.migration.disk_places import SentImage
 from hvcore_kvm.migration.processor import Processor
 from hvcore_kvm.runtime import Placement
 
@@ -49,6 +50,7 @@ class Moving:
     plugged: tuple[Plugged, ...] = param(default=(), summary="Virtual CPUs that it was not started with.")
     expanded: bool = param(default=False, summary="The source's QEMU has said what the processor is.")
     vendor: str = param(default="", checks=(checks.no_control_characters,), summary="Maker of the processor.")
+    images: tuple[SentImage, ...] = param(default=(), summary="What its disks are, should they be copied.")
     features: tuple[str, ...] = param(
         default=(), item_checks=(checks.no_control_characters,), summary="Features of the processor."
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+import attrs
+
 from hvcore import Deadline, MigrationPhase, MigrationStatus
 from hvcore_kvm import monitor
 from hvcore_kvm.directory import CONTROL, InstanceDirectory
+from hvcore_kvm.migration.disk_progress import copy_status
 from hvcore_kvm.migration.status import status_of
 from hvcore_kvm.runtime import MigrationRecord, ProcessRecord
 
@@ -18,7 +21,7 @@ _ACCOUNT = 2.0
 _ACCOUNT_AGAIN = 0.005
 """Seconds a QEMU that has sent a guest may take to say how long that took, and after which it is asked again."""
 
-_TELLING = ("MIGRATION", "MIGRATION_PASS", "STOP")
+_TELLING = ("MIGRATION", "MIGRATION_PASS", "STOP", "JOB_STATUS_CHANGE")
 
 
 class Monitor(monitor.Monitor):
@@ -47,11 +50,15 @@ class Monitor(monitor.Monitor):
         return found
 
     def sent(self, record: MigrationRecord | None) -> MigrationStatus:
-        """How the migration goes that a record is of.
+        """How the migration goes that a record is of: the copy of its disks, then the guest itself.
 
         A QEMU whose guest has arrived from another host says ``completed`` of that, for as long as it lives.
         """
+        if record is not None and record.role == "source" and (record.copying or record.ended):
+            return copy_status(self, record)
         found = self.status()
+        if record is not None and record.memory is not None and found.phase is not MigrationPhase.NONE:
+            return attrs.evolve(found, total_time=found.total_time + record.memory - record.began)
         arrived = record is None and found.phase is MigrationPhase.COMPLETED
         return MigrationStatus(phase=MigrationPhase.NONE) if arrived else found
 

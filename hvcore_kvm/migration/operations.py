@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -10,7 +10,6 @@ from hvcore import (
     Deadline,
     Finding,
     FindingSet,
-    Instance,
     InvalidParameters,
     MigrationCompatibility,
     MigrationInfo,
@@ -22,8 +21,10 @@ from hvcore import (
     Transition,
     WrongState,
 )
+from hvcore_kvm.definition import Definition
 from hvcore_kvm.directory import QUERY, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
+from hvcore_kvm.images import Image
 from hvcore_kvm.launch import Launch
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control
@@ -38,6 +39,7 @@ from hvcore_kvm.migration.accepting import (
     start_once_more,
 )
 from hvcore_kvm.migration.compatibility import compare_versions
+from hvcore_kvm.migration.disk_places import Place, check_places, disks_to_copy, sent_images
 from hvcore_kvm.migration.evidence import arriving_phase
 from hvcore_kvm.migration.finalizing import Finalizing
 from hvcore_kvm.migration.info import SCHEMA, Moving, Plugged, plain_definition, read_info, run_state_of
@@ -73,7 +75,7 @@ class Workings:
     directory: Callable[[str], InstanceDirectory]
     control: Callable[[InstanceDirectory], Control]
     refuse_running: Callable[[InstanceDirectory], None]
-    decide: Callable[[Instance, InstanceDirectory, Deadline], tuple[Decisions, list[Finding]]]
+    decide: Callable[..., tuple[Decisions, list[Finding]]]
     announce: Callable[[InterfaceEvent], None]
     lead: Callable[[RuntimeRecord], None]
 
@@ -111,6 +113,7 @@ class MigrationOperations:
                 processor = self._processor(monitor, record, directory, deadline)
                 known = monitor.capabilities()
                 plugged = plugged_processors(monitor)
+                images = sent_images(monitor, record.instance)
             kept = directory.read(PLACEMENT, Placement, schema=RECORD_SCHEMA, data=True)
         moving = Moving(
             instance=plain_definition(record.instance),
@@ -122,6 +125,7 @@ class MigrationOperations:
             addresses={} if kept is None else dict(kept.addresses),
             run_state=run_state,
             plugged=tuple(Plugged(number=number, props=props) for number, props in plugged),
+            images=images,
             expanded=processor is not None,
             vendor=processor.vendor if processor is not None else "",
             features=processor.features if processor is not None else (),
@@ -146,9 +150,9 @@ class MigrationOperations:
             if seen is not None and is_interrupted(seen, instance):
                 return accept_again(directory, seen, address, policy, deadline)
             self._host.refuse_running(directory)
-            plan = self._plan(info, moving, directory, policy, deadline)
+            plan, places = self._plan(info, moving, directory, policy, deadline)
             self._host.control(directory).clear_leftovers(deadline)
-            accepting = Accepting(directory, plan, moving, address, policy, deadline)
+            accepting = Accepting(directory, plan, moving, address, policy, deadline, places)
 
             def start() -> None:
                 launch = Launch(
@@ -161,7 +165,7 @@ class MigrationOperations:
                 launch.run(deadline)
 
             def again() -> None:
-                accepting.plan = self._plan(info, moving, directory, policy, deadline)
+                accepting.plan, accepting.places = self._plan(info, moving, directory, policy, deadline)
 
             start_once_more(start, again, deadline, _CHANCES)
             return accepting.target()
@@ -172,7 +176,7 @@ class MigrationOperations:
         """Begin to send it."""
         with self._host.directory(name) as directory:
             seen, record = self._running(directory)
-            return Sending(directory, seen, deadline).begin(target, policy, record.qemu_version)
+            return Sending(directory, seen, deadline).begin(target, policy, record)
 
     def get_migration_status(self, name: str, deadline: Deadline) -> MigrationStatus:
         """How far it is."""
@@ -246,8 +250,11 @@ class MigrationOperations:
         directory: InstanceDirectory,
         policy: MigrationPolicy,
         deadline: Deadline,
-    ) -> LaunchPlan:
+    ) -> tuple[LaunchPlan, tuple[Place, ...]]:
         """Plan the start, once everything that the two hosts must have in common has been compared.
+
+        Returns:
+            The plan, and where the disks that are copied go.
 
         Raises:
             InvalidParameters: everything that stands against it.
@@ -255,15 +262,25 @@ class MigrationOperations:
         _, instance, _ = read_info(info, self._host.driver)
         # Devices have as many queues as there were virtual CPUs at the start.
         instance = attrs.evolve(instance, vcpus=instance.vcpus - len(moving.plugged))
+        places: tuple[Place, ...] = ()
+        problems: list[Finding] = []
+
+        def images_to_be(parsed: Definition) -> Mapping[str, Image | None]:
+            nonlocal places, problems
+            places, problems = check_places(policy, parsed, moving.images)
+            made = {place.uuid: place.image for place in places}
+            copied = [disk.uuid or "" for disk in disks_to_copy(policy, parsed.instance)]
+            return {uuid: made.get(uuid.lower()) for uuid in copied}
+
         try:
-            decisions, findings = self._host.decide(instance, directory, deadline)
+            decisions, findings = self._host.decide(instance, directory, deadline, images_to_be=images_to_be)
         except InvalidParameters as error:
             raise InvalidParameters(
                 "it cannot move to this host",
                 FindingSet([*error.findings]).below("record.instance"),
                 instance=info.instance,
             ) from error
-        found = list(FindingSet(findings).below("record.instance"))
+        found = [*FindingSet(findings).below("record.instance"), *problems]
         decisions = attrs.evolve(
             decisions, machine=moving.machine, kept=moving.placement, ports=moving.ports, arriving=True
         )
@@ -274,4 +291,4 @@ class MigrationOperations:
         plan, problems = plan_launch(decisions, directory, paused=True)
         problems += check_support(plan.options, decisions.capabilities)
         refuse(FindingSet(problems).below("record.instance"), info.instance)
-        return plan
+        return plan, places

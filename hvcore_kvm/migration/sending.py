@@ -15,25 +15,36 @@ from hvcore import (
     Finding,
     FindingSet,
     HypervisorError,
+    HypervisorRefused,
     InvalidParameters,
     MigrationPhase,
     MigrationPolicy,
     MigrationStatus,
     MigrationTarget,
+    OperationFailed,
     OutcomeUnknown,
     WrongState,
 )
 from hvcore_kvm import process
 from hvcore_kvm.directory import EVENTS, InstanceDirectory
 from hvcore_kvm.events import MIGRATION_EVENTS, read_events
-from hvcore_kvm.migration.credentials import add_credentials, check_credentials, remove_copies, remove_credentials
+from hvcore_kvm.migration.credentials import (
+    CREDENTIALS,
+    add_credentials,
+    check_credentials,
+    remove_copies,
+    remove_credentials,
+)
+from hvcore_kvm.migration.disk_places import check_choice, disks_to_copy, sent_images
+from hvcore_kvm.migration.disk_progress import all_ready, broken_mirror
 from hvcore_kvm.migration.evidence import stopped_at
 from hvcore_kvm.migration.info import run_state_of
+from hvcore_kvm.migration.mirroring import finish_mirrors, remove_mirrors, start_mirrors
 from hvcore_kvm.migration.monitor import Monitor, connect
 from hvcore_kvm.migration.negotiation import check_policy, negotiate, switch
 from hvcore_kvm.migration.status import passes_of
 from hvcore_kvm.observation import Observed
-from hvcore_kvm.runtime import MIGRATION, SCHEMA, MigrationRecord
+from hvcore_kvm.runtime import MIGRATION, SCHEMA, MigrationRecord, RuntimeRecord
 
 OVER = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED, MigrationPhase.COMPLETED)
 """Phases in which the guest is on the other side."""
@@ -67,6 +78,18 @@ def check_target(target: MigrationTarget, policy: MigrationPolicy) -> Iterator[F
         yield Finding(code="contradiction", path="target.tls_hostname", message=message, hint=hint)
 
 
+def _check_disks_port(target: MigrationTarget, disks: tuple[str, ...]) -> Iterator[Finding]:
+    port = target.disks_port
+    if (port is None) == bool(disks):
+        told = f"takes {'no disks' if port is None else 'disks'}"
+        message = f"the destination {told}, and the policy has {len(disks)} copied"
+        yield Finding(
+            code="contradiction", path="target.disks_port", message=message, hint="give both sides the same policy"
+        )
+    elif port is not None and (type(port) is not int or not 0 < port < 65536):
+        yield Finding(code="invalid-value", path="target.disks_port", message=f"{str(port)[:20]} is no port")
+
+
 class Sending:
     """Moves one instance away.
 
@@ -81,13 +104,13 @@ class Sending:
         self._seen = seen
         self._deadline = deadline
 
-    def begin(self, target: MigrationTarget, policy: MigrationPolicy, version: str) -> MigrationStatus:
-        """Begin to send it.
+    def begin(self, target: MigrationTarget, policy: MigrationPolicy, running: RuntimeRecord) -> MigrationStatus:
+        """Begin to send it: its disks, where they are copied, else itself.
 
         Args:
             target: where the destination listens.
             policy: how it should go.
-            version: that of the QEMU that runs it.
+            running: what it runs with.
 
         Raises:
             InvalidParameters: everything wrong with the target, and what QEMU lacks for the policy.
@@ -96,11 +119,15 @@ class Sending:
             OutcomeUnknown: it may have begun.
         """
         refuse_changing(self._seen)
+        instance, version = running.instance, running.qemu_version
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
             again = self._refuse_under_way(monitor)
             # Of the QEMU that runs: the program on disk may be a newer one.
             known = monitor.capabilities()
             findings = [*check_target(target, policy), *check_policy(policy, known, f"QEMU {version}")]
+            findings += check_choice(policy, instance)
+            disks = tuple((disk.uuid or "").lower() for disk in disks_to_copy(policy, instance))
+            findings += _check_disks_port(target, disks)
             if policy.tls is not None:
                 findings += check_credentials(policy.tls, "client")
             if findings:
@@ -113,6 +140,9 @@ class Sending:
                 raise WrongState(
                     f"it cannot be moved: QEMU's run state is {monitor.run_state()}", hint="resume or reset it first"
                 )
+            sizes = (
+                {image.uuid.lower(): image.bytes_to_copy for image in sent_images(monitor, instance)} if disks else {}
+            )
             now = time.time()
             record = MigrationRecord(
                 role="source",
@@ -122,19 +152,25 @@ class Sending:
                 began=now,
                 downtime_limit=policy.downtime_limit,
                 raised=now,
+                disks=disks,
+                sizes=tuple(sizes.get(uuid, 0) for uuid in disks),
+                target=target,
             )
             self._directory.reserve(EVENTS, MIGRATION_EVENTS)
             self._write(record)
             try:
                 self._prepare(monitor, target, policy, known)
-                monitor.execute("migrate", {"uri": _uri(target)})
+                if disks:
+                    start_mirrors(monitor, target, policy, disks, None if policy.tls is None else CREDENTIALS)
+                else:
+                    self._send(monitor, record)
             except OutcomeUnknown:
                 raise  # the record stays: whoever looks next asks QEMU
             except HypervisorError:
                 put_back(monitor, record)
                 tidy(monitor, self._directory)
                 raise
-            return monitor.status()
+            return self._status(monitor)
 
     def proceed(self, switch_over: bool, wait: float) -> MigrationStatus:
         """Do what is due; see the hook ``hv_continue_migration``.
@@ -145,7 +181,7 @@ class Sending:
         """
         until = self._deadline.sooner(max(0.0, wait))
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
-            first = monitor.sent(self._seen.migration)
+            first = self._status(monitor)
             status = first
             while True:
                 record = self._seen.migration
@@ -153,15 +189,18 @@ class Sending:
                     return status
                 if status.phase.is_final:
                     return with_pause(self._directory, record, status)
+                if self._keep_disks(monitor, record, status):
+                    status = self._status(monitor)
+                    continue
                 if status.phase is MigrationPhase.PRE_SWITCHOVER and switch_over:
                     self._let_over(monitor, record)
-                    status = monitor.status()
+                    status = self._status(monitor)
                     continue
                 self._keep_policy(monitor, record, status)
                 if status.phase is not first.phase or until.expired:
                     return with_pause(self._directory, record, status)
                 monitor.wait_report(until.sooner(_next_look(record, status)))
-                status = monitor.status()
+                status = self._status(monitor)
 
     def cancel(self) -> MigrationStatus:
         """Take it back; once the guest has gone over nothing happens.
@@ -173,12 +212,12 @@ class Sending:
             record = self._seen.migration
             if record is None and (before := monitor.sent(record)).phase.is_final:
                 return before
-            status = cancel(monitor)
+            status = cancel(monitor, record)
             if record is not None and record.role == "source" and status.phase not in OVER and status.phase.is_final:
                 put_back(monitor, record)
                 tidy(monitor, self._directory)
-                # Whoever asks later hears how it ended, from QEMU.
-                return monitor.status()
+                # Whoever asks later hears how it ended, from QEMU, which knows nothing of what it had not begun.
+                return monitor.status() if record.memory is not None or not record.disks else status
             return status
 
     def _refuse_under_way(self, monitor: Monitor) -> bool:
@@ -203,25 +242,75 @@ class Sending:
             pid = self._seen.process.identity.pid
             parameters = add_credentials(monitor, self._directory, policy.tls, "client", pid)
             monitor.execute("migrate-set-parameters", {**parameters, "tls-hostname": target.tls_hostname})
-        if not policy.live:
+
+    def _send(self, monitor: Monitor, record: MigrationRecord) -> None:
+        """Begin to send the guest itself."""
+        assert record.target is not None  # noqa: S101 - written with it
+        if not record.policy.live:
             monitor.execute("stop")
+        monitor.execute("migrate", {"uri": _uri(record.target)})
+
+    def _status(self, monitor: Monitor) -> MigrationStatus:
+        return monitor.sent(self._seen.migration)
+
+    def _keep_disks(self, monitor: Monitor, record: MigrationRecord, status: MigrationStatus) -> bool:
+        """See to the copy of the disks; true if something became of it."""
+        moving = (MigrationPhase.DISKS, MigrationPhase.SETUP, MigrationPhase.ACTIVE)
+        if not record.disks or status.phase not in moving:
+            return False
+        problem = broken_mirror(monitor, record)
+        if problem:
+            return self._fail(monitor, record, problem)
+        if status.phase is MigrationPhase.DISKS and all_ready(monitor, record):
+            now = time.time()
+            # Written first: who finds it asks QEMU how far that is.
+            self._write(attrs.evolve(record, memory=now, raised=now))
+            try:
+                self._send(monitor, attrs.evolve(record, memory=now))
+            except HypervisorRefused as error:
+                return self._fail(monitor, record, error.message)
+            return True
+        return False
+
+    def _fail(self, monitor: Monitor, record: MigrationRecord, problem: str) -> bool:
+        """End it because its disks cannot be copied, unless the guest has gone over."""
+        if not record.copying:
+            phase = cancel(monitor, record).phase
+            if phase in OVER:
+                return False
+            if not phase.is_final:
+                raise OutcomeUnknown(f"{problem}; and the migration does not end: {phase.value}", hint="call it again")
+        put_back(monitor, record)
+        remove_mirrors(monitor)
+        self._write(attrs.evolve(record, ended="failed", error=problem))
+        return True
 
     def _let_over(self, monitor: Monitor, record: MigrationRecord) -> None:
+        if record.disks:
+            try:
+                finish_mirrors(monitor, record)
+            except OperationFailed as error:
+                self._fail(monitor, record, error.message)
+                return
         self._write(attrs.evolve(record, over=True))
         # QEMU refuses it in any other phase, as after it was cancelled meanwhile.
         monitor.attempt("migrate-continue", {"state": "pre-switchover"})
 
     def _keep_policy(self, monitor: Monitor, record: MigrationRecord, status: MigrationStatus) -> None:
         policy, now = record.policy, time.time()
-        if status.phase not in (MigrationPhase.SETUP, MigrationPhase.ACTIVE, MigrationPhase.PRE_SWITCHOVER):
+        before = (MigrationPhase.DISKS, MigrationPhase.SETUP, MigrationPhase.ACTIVE, MigrationPhase.PRE_SWITCHOVER)
+        if status.phase not in before:
             return
         if policy.deadline is not None and now - record.began >= policy.deadline:
+            if record.copying:
+                remove_mirrors(monitor)
+                self._write(attrs.evolve(record, ended="cancelled"))
             monitor.attempt("migrate_cancel")
             return
         if status.phase is not MigrationPhase.ACTIVE or not policy.live:
             return
         early = policy.going_over_early
-        impatient = now - record.began >= policy.patience
+        impatient = now - record.sending_since >= policy.patience
         if early is not None and not record.over:
             passes = passes_of(monitor.execute("query-migrate"))
             enough = early.after_passes is not None and passes >= early.after_passes
@@ -238,7 +327,7 @@ class Sending:
 
     def _raise_downtime(self, monitor: Monitor, record: MigrationRecord, now: float, expected: float) -> None:
         longest = record.policy.longest_downtime
-        first = record.raised <= record.began
+        first = record.raised <= record.sending_since
         if record.downtime_limit >= longest or not (first or now - record.raised >= _interval(record.policy)):
             return
         limit = min(longest, max(record.downtime_limit * 2, expected))
@@ -267,8 +356,16 @@ def refuse_changing(seen: Observed) -> None:
         )
 
 
-def cancel(monitor: Monitor) -> MigrationStatus:
-    """Take a migration back, unless the guest has gone over, and wait until that is done."""
+def cancel(monitor: Monitor, record: MigrationRecord | None) -> MigrationStatus:
+    """Take a migration back, unless the guest has gone over, and wait until that is done.
+
+    Args:
+        monitor: of the source.
+        record: of the migration; without one only that of the guest itself is taken back.
+    """
+    if record is not None and record.copying:
+        remove_mirrors(monitor)
+        return MigrationStatus(phase=MigrationPhase.CANCELLED)
     status = monitor.status()
     if status.phase.is_final or status.phase in OVER:
         return status
@@ -292,6 +389,8 @@ def put_back(monitor: Monitor, record: MigrationRecord) -> None:
 def tidy(monitor: Monitor, directory: InstanceDirectory) -> None:
     """Leave nothing of a migration that has ended: it would spoil the next one."""
     with contextlib.suppress(HypervisorError):
+        remove_mirrors(monitor)
+    with contextlib.suppress(HypervisorError):
         switch(monitor, monitor.capabilities())
     with contextlib.suppress(HypervisorError):
         remove_credentials(monitor)
@@ -313,7 +412,7 @@ def _interval(policy: MigrationPolicy) -> float:
 def _next_look(record: MigrationRecord, status: MigrationStatus) -> float:
     """Seconds until something of the policy may become due."""
     policy, now = record.policy, time.time()
-    times = [record.began + policy.patience, record.raised + _interval(policy)]
+    times = [record.sending_since + policy.patience, record.raised + _interval(policy)]
     if policy.deadline is not None:
         times.append(record.began + policy.deadline)
     return max(0.05, min([_UNDER_WAY, *(at - now for at in times if at > now)]))

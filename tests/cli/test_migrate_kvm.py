@@ -60,3 +60,42 @@ def test_there_and_back(hv: Hv, instance_file: Path, tmp_path: Path, environment
         there("stop", "web1", "--force")
         there("cleanup", "web1")
     assert json.loads(there("list", "--json").stdout) == {"instances": []}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a host other files")
+def test_it_takes_its_disks_along(hv: Hv, instance_file: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """The disk is made on the other host, and how far that is is told; a host that has it already refuses."""
+    other = {f"HV_{kind.upper()}_DIRECTORY": str(tmp_path / "o" / kind) for kind in ("state", "data", "cache")}
+    disks, theirs = tmp_path / "disks", tmp_path / "theirs"
+    for path in (disks, theirs):
+        path.mkdir()
+    content = os.urandom(1 << 20)
+    (disks / "a.raw").write_bytes(content)
+    with instance_file.open("a") as file:
+        file.write(f'\n[[disks]]\npath = "{disks}/a.raw"\nformat = "raw"\n')
+    script = tmp_path / "there"
+    own = " ".join(f"{name}={value}" for name, value in other.items())
+    script.write_text(f'mount --bind {theirs} {disks} && exec env {own} {sys.executable} -m hvcore.cli "$@"\n')
+    to = f"exec:unshare --mount sh {script}"
+
+    def there(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hvcore.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**environment, **other}, timeout=120)
+
+    hv("start", instance_file)
+    (theirs / "a.raw").write_bytes(b"precious")
+    options = ("migrate", "web1", "--to", to, "--no-tls", "--copy-disk", "all")
+    try:
+        refused = hv(*options)
+        assert refused.returncode != 0
+        assert f"{disks}/a.raw is there already on the destination" in refused.stderr
+        assert "disk-exists" in refused.stderr
+        done = hv(*options, "--overwrite-disks")
+        assert done.returncode == 0, done.stderr
+        assert "web1: disks, " in done.stderr
+        assert json.loads(there("info", "web1", "--json").stdout)["state"] == "running"
+    finally:
+        there("stop", "web1", "--force")
+        there("cleanup", "web1")
+    assert (theirs / "a.raw").read_bytes() == content
+    assert (disks / "a.raw").read_bytes() == content

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import hvcore
 from hvcore import AutoConverge, MigrationPolicy, MigrationTls, MultiFd, PostCopy, Seconds, Size, read_migration_policy
 
+UUID = "0b9af6e5-8f4c-4f6c-9f6e-9d2b4f1f7d11"
+
 
 def _problems(given: Any) -> set[tuple[str, str]]:
     return {(finding.code, finding.path) for finding in read_migration_policy(given)[1]}
@@ -67,6 +69,8 @@ def test_text_is_taken_by_the_record_too() -> None:
     """As for an instance."""
     policy = MigrationPolicy(max_bandwidth="1GiB", downtime_limit="2s")  # type: ignore[arg-type]
     assert (policy.max_bandwidth, policy.downtime_limit) == (2**30, 2.0)
+    assert MigrationPolicy(copy_disks="all").copy_disks == ("all",)  # type: ignore[arg-type]
+    assert read_migration_policy({"copy_disks": "all"})[0].copy_disks == ("all",)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,14 @@ def test_text_is_taken_by_the_record_too() -> None:
         ({"tls": {"authz": "CN=a\nb"}}, "invalid-value", "tls.authz"),
         ({"tls": "yes"}, "wrong-type", "tls"),
         ({"live": 1}, "wrong-type", "live"),
+        ({"copy_disks": "some"}, "invalid-value", "copy_disks[0]"),
+        ({"copy_disks": ["all", UUID]}, "contradiction", "copy_disks"),
+        ({"copy_disks": [UUID, UUID.upper()]}, "repeated-value", "copy_disks"),
+        ({"copy_disks": 1}, "wrong-type", "copy_disks"),
+        ({"copy_disks": [1]}, "wrong-type", "copy_disks[0]"),
+        ({"copy_disks": "all", "on_no_convergence": "postcopy"}, "contradiction", "copy_disks"),
+        ({"copy_disks": "all", "postcopy": {"after_passes": 1}}, "contradiction", "copy_disks"),
+        ({"overwrite_disks": True}, "contradiction", "overwrite_disks"),
         ({"speed": 1}, "unknown-parameter", "speed"),
         ("fast", "wrong-type", ""),
     ],
@@ -129,6 +141,8 @@ def test_what_is_wrong_is_found(given: Any, code: str, where: str) -> None:
         {"deadline": 10},
         {"downtime_limit": 60},
         {"live": False, "on_no_convergence": "throttle"},
+        {"copy_disks": "all", "overwrite_disks": True, "live": False},
+        {"copy_disks": [UUID], "switchover": "paused"},
     ],
 )
 def test_what_goes_together_is_accepted(given: Any) -> None:

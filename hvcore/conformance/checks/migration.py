@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -16,14 +17,18 @@ from hvcore.conformance.subject import PATIENCE, Subject
 from hvcore.errors import InvalidParameters, WrongState
 from hvcore.migration import migrate
 from hvcore.migration_policy import read_migration_policy
+from hvcore.model.instance import Disk
 from hvcore.model.migration import MigrationInfo, MigrationPhase, MigrationStatus
+from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.state import InstanceState
 
 ADDRESS = "127.0.0.1"
 _MOVES = (Capability.MIGRATION,)
+_COPIES = (Capability.MIGRATION, Capability.MIGRATION_STEPS, Capability.MIGRATION_DISKS)
 _WAITS = (Capability.MIGRATION, Capability.MIGRATION_STEPS)
 _ENDED = (MigrationPhase.COMPLETED, MigrationPhase.FAILED, MigrationPhase.CANCELLED)
 _LOOK = 0.01
+_CONTENT = 2**20
 
 
 class _Move:
@@ -35,13 +40,16 @@ class _Move:
         there: the destination.
     """
 
-    def __init__(self, subject: Subject, *, paused: bool = False, waiting: bool = False) -> None:
+    def __init__(
+        self, subject: Subject, *, paused: bool = False, waiting: bool = False, disk: Disk | None = None
+    ) -> None:
         self._subject = subject
         wanted = {**(subject.profile.migration or {}), **({"switchover": "paused"} if waiting else {})}
+        wanted |= {"copy_disks": "all"} if disk is not None else {}
         self.policy, findings = read_migration_policy(wanted)
         expect_equal(findings, [], "what is wrong with the policy of the profile")
         self.here, self.there = subject.driver, subject.other_host()
-        self.name = subject.start()
+        self.name = subject.start() if disk is None else subject.start(disks=(disk,))
         if paused:
             self.here.pause_instance(self.name)
         self.info: MigrationInfo = self.here.migration_info(self.name)
@@ -294,6 +302,57 @@ def it_waits_to_go_over_until_it_is_told(subject: Subject) -> None:
     move.finish(success=True)
 
 
+@check("MI-14", capabilities=_COPIES, needs=["migration"])
+def no_image_that_is_there_is_copied_to(subject: Subject) -> None:
+    """Not the source's own, also where the policy overwrites, and not another one where it does not."""
+    disk, path = _disk_with(subject, content := os.urandom(_CONTENT))
+    move = _Move(subject, disk=disk)
+    before = subject.files(move.there)
+
+    def refused(policy: MigrationPolicy, what: str) -> None:
+        expect_error(InvalidParameters, lambda: move.there.accept_instance(move.info, ADDRESS, policy), what)
+        expect_equal(subject.files(move.there), before, f"the files on the destination after {what}")
+
+    refused(move.policy, "a copy to the source's image")
+    refused(attrs.evolve(move.policy, overwrite_disks=True), "a copy over the source's image")
+    expect(_read(path) == content, "the source's image has changed")
+    with _put_aside(path):
+        _write(path, b"precious")
+        refused(move.policy, "a copy to an image that is there")
+        expect(_read(path) == b"precious", "an image that was there has changed")
+
+
+@check("MI-15", capabilities=_COPIES, needs=["migration"])
+def a_copied_disk_is_whole(subject: Subject) -> None:
+    """What is in it on the source is in it on the destination."""
+    disk, path = _disk_with(subject, content := os.urandom(_CONTENT))
+    move = _Move(subject, disk=disk)
+    with _put_aside(path):
+        move.complete()
+        move.finish(success=True)
+        expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination")
+        move.there.stop_instance(move.name, force=True)
+        expect(_read(path) == content, "its disk differs from that of the source")
+
+
+@check("MI-16", capabilities=_COPIES, needs=["migration"])
+def what_was_made_for_a_disk_is_gone_after_a_failure(subject: Subject) -> None:
+    """Its image too, but for one that was there and empty; whoever finishes first, and once more."""
+    disk, path = _disk_with(subject, os.urandom(_CONTENT))
+    move = _Move(subject, disk=disk)
+    with _put_aside(path):
+        for empty in (False, True):
+            if empty:
+                _write(path, b"")
+            move.begin()
+            move.here.cancel_migration(move.name)
+            for _ in range(2):
+                move.finish(success=False)
+            expect_equal(os.path.exists(path), empty, "whether there is an image")
+            expect(not empty or _read(path) == b"", "an image that was empty is not")
+            expect_equal(move.states()[0], InstanceState.RUNNING, "the state on the source")
+
+
 @check("PU-07", capabilities=_WAITS, needs=["migration"])
 def asking_how_it_goes_changes_nothing(subject: Subject) -> None:
     """No file on either side, and not the phase."""
@@ -306,3 +365,32 @@ def asking_how_it_goes_changes_nothing(subject: Subject) -> None:
     expect_equal((subject.files(), subject.files(move.there)), before, "the files of both hosts")
     move.here.cancel_migration(move.name)
     move.finish(success=False)
+
+
+def _disk_with(subject: Subject, content: bytes) -> tuple[Disk, str]:
+    """A disk with something in it, and the path of its image."""
+    disk = subject.raw_disk()
+    path = disk.path or ""
+    _write(path, content)
+    return disk, path
+
+
+@contextlib.contextmanager
+def _put_aside(path: str) -> Iterator[None]:
+    """While it is open on the source, an image has another name: on the destination, nothing is at its path."""
+    aside = f"{path}.source"
+    os.rename(path, aside)
+    try:
+        yield
+    finally:
+        os.rename(aside, path)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import select
@@ -142,6 +143,36 @@ class Pair:
                 if host.driver.get_instance_info("web1").state is hvcore.InstanceState.RUNNING:
                     found.append(side)
         return found
+
+
+class Elsewhere:
+    """The driver of a destination that has, at the same paths, files of its own: they are in another directory."""
+
+    def __init__(self, driver: Any, here: Path, there: Path) -> None:
+        self._driver = driver
+        self._here, self._there = f"{here}/", f"{there}/"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def told(self, info: MigrationInfo, **images: Any) -> MigrationInfo:
+        """What a source says, with paths of the destination, and changes of what it says of its images."""
+        record = json.loads(json.dumps(info.record).replace(self._here, self._there))
+        record["images"] = [{**image, **images} for image in record["images"]]
+        return attrs.evolve(info, record=record)
+
+    def accept_instance(self, info: MigrationInfo, address: str, policy: MigrationPolicy) -> MigrationTarget:
+        target: MigrationTarget = self._driver.accept_instance(self.told(info), address, policy)
+        return target
+
+    def finalize_migration_dst(self, info: MigrationInfo, success: bool) -> Any:
+        return self._driver.finalize_migration_dst(self.told(info), success)
+
+
+@pytest.fixture
+def elsewhere(pair: Pair) -> Elsewhere:
+    """The destination of a pair, with disks of its own."""
+    return Elsewhere(pair.destination.driver, pair.source.directory, pair.destination.directory)
 
 
 @pytest.fixture

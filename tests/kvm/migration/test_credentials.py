@@ -14,6 +14,7 @@ import pytest
 import hvcore
 from hvcore import MigrationPhase, MigrationPolicy, MigrationTls, WrongState, read_migration_policy
 from hvcore.guests import FIRMWARE_PATTERN_SUM
+from hvcore_kvm.qmp import QmpRefused
 
 pytestmark = [
     pytest.mark.qemu,
@@ -70,7 +71,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _policy(directory: Path, **tls: Any) -> MigrationPolicy:
-    more = {key: tls.pop(key) for key in ("multifd",) if key in tls}
+    more = {key: tls.pop(key) for key in ("multifd", "copy_disks") if key in tls}
     given = {"tls": {"directory": str(directory), **tls}, "max_bandwidth": "1GiB", **more}
     policy, findings = read_migration_policy(given)
     assert findings == []
@@ -182,3 +183,66 @@ def test_without_a_word_it_is_encrypted(pair: Any) -> None:
     if not os.path.exists(f"{MigrationTls().directory}/server-key.pem"):
         with pytest.raises(hvcore.InvalidParameters):
             pair.destination.driver.accept_instance(info, "127.0.0.1", MigrationPolicy())
+
+
+@pytest.mark.parametrize("model", ["none", "confined"])
+def test_its_disks_are_encrypted_on_their_way(
+    pair: Any, elsewhere: Any, certificates: dict[str, Path], model: str
+) -> None:
+    """By the same certificates; who shows none gets nothing of them, and can write nothing."""
+    if model == "confined" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    disk = pair.source.raw_disk("a.raw", 1 << 20)
+    content = os.urandom(1 << 20)
+    Path(str(disk.path)).write_bytes(content)
+    pair.start(disks=[disk], security_model=model)
+    given = {"hostname": "there.example", "authz": "CN=here"}
+    here, there = (_policy(certificates[side], copy_disks="all", **given) for side in ("here", "there"))
+    info = pair.source.driver.migration_info("web1")
+    target = elsewhere.accept_instance(info, "127.0.0.1", there)
+    pair.keep("destination")
+    url = f"nbd://127.0.0.1:{target.disks_port}/{info.record['instance']['disks'][0]['uuid']}"
+    asked = subprocess.run(["qemu-img", "info", url], capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 1
+    assert "TLS" in asked.stderr
+    assert pair.source.driver.migrate_instance("web1", target, here).phase is MigrationPhase.DISKS
+    _nothing_left(pair)
+    pair.until(MigrationPhase.COMPLETED)
+    elsewhere.finalize_migration_dst(info, True)
+    pair.source.driver.finalize_migration_source("web1", True)
+    assert pair.running() == ["destination"]
+    # Nothing uses them any more, and so they are gone.
+    for ident in ("migration-tls", "migration-authz"):
+        with pytest.raises(QmpRefused):
+            pair.ask("destination", "object-del", id=ident)
+    pair.destination.driver.stop_instance("web1", force=True)
+    assert (pair.destination.directory / "a.raw").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("source", "here", "there"),
+    [
+        ("stranger", {}, {}),
+        ("here", {"hostname": "elsewhere.example"}, {"hostname": "elsewhere.example"}),
+        ("here", {}, {"authz": "CN=somebody"}),
+    ],
+    ids=["authority", "hostname", "authz"],
+)
+def test_disks_are_not_given_to_anybody_else(
+    pair: Any, elsewhere: Any, certificates: dict[str, Path], source: str, here: dict[str, Any], there: dict[str, Any]
+) -> None:
+    """Nor taken from anybody: the guest runs on where it is, and nothing is left of the attempt."""
+    pair.start(disks=[pair.source.raw_disk("a.raw")])
+    policies = (_policy(certificates[source], copy_disks="all", **here),)
+    policies += (_policy(certificates["there"], copy_disks="all", **there),)
+    info = pair.source.driver.migration_info("web1")
+    target = elsewhere.accept_instance(info, "127.0.0.1", policies[1])
+    with pytest.raises(hvcore.HypervisorRefused):
+        pair.source.driver.migrate_instance("web1", target, policies[0])
+    assert pair.ask("source", "query-jobs") == []
+    assert not pair.source.driver.finalize_migration_source("web1", False).changed
+    elsewhere.finalize_migration_dst(info, False)
+    assert pair.running() == ["source"]
+    assert not (pair.destination.directory / "a.raw").exists()
+    assert pair.destination.files() == set()
+    _nothing_left(pair)

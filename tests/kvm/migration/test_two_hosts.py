@@ -82,8 +82,20 @@ class Application:
             "data_directory": str(directory / "data"),
             "cache_directory": str(cache),
         }
+        # What is in this directory each host has for itself: ip gives a namespace of mounts, too.
+        local = directory.parent / "local"
+        for path in (local, directory / "local"):
+            path.mkdir(exist_ok=True)
+        mount = [
+            "sh",
+            "-c",
+            'mount --bind "$1" "$2" && shift 2 && exec "$@"',
+            "sh",
+            str(directory / "local"),
+            str(local),
+        ]
         self._process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, "-c", _APPLICATION, json.dumps(settings)],
+            ["ip", "netns", "exec", namespace, *mount, sys.executable, "-c", _APPLICATION, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -431,3 +443,100 @@ def test_a_script_leads_to_a_guest_once_it_runs_there(
     there.stop_instance("web1", force=True)
     expected += [f"{host} down -" for host in lab.hosts]
     assert calls.read_text().splitlines() == expected
+
+
+def test_linux_goes_over_with_disks_that_only_one_host_has(
+    lab: Lab,
+    applications: tuple[Application, Application],
+    linux: LinuxGuest,
+    linux_shell: type[Any],
+    serial: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    """It writes all the time, and finds on the other host what it has written, up to the last block."""
+    here, there = applications
+    disks = [tmp_path / "local" / name for name in ("a.raw", "b.qcow2")]
+    for disk in disks:
+        _run("qemu-img", "create", "-q", "-f", disk.suffix[1:], str(tmp_path / "here/local" / disk.name), "4M")
+    definition = {
+        "name": "web1",
+        "memory": "160MiB",
+        "params": {
+            "machine": "q35",
+            "accel": "tcg",
+            "cpu_model": "qemu64",
+            "kernel": str(linux.kernel),
+            "initrd": str(linux.initrd),
+            "cmdline": LINUX_COMMAND_LINE,
+        },
+        "disks": [{"path": str(disk), "format": disk.suffix[1:]} for disk in disks],
+    }
+    here.start_instance(definition, paused=True)
+    console = _attach(here, serial)
+    here.resume_instance("web1")
+    shell = linux_shell(console)
+    shell.run(
+        "for d in vda vdb; do dd if=/dev/urandom of=/tmp/$d bs=64k count=64 2>/dev/null; "
+        "dd if=/tmp/$d of=/dev/$d bs=64k conv=fsync 2>/dev/null; done; "
+        "{ (n=0; while [ ! -e /tmp/enough ]; do n=$((n+1)); for d in vda vdb; do "
+        "dd if=/dev/urandom of=/tmp/block bs=64k count=1 2>/dev/null; for to in /tmp/$d /dev/$d; do "
+        "dd if=/tmp/block of=$to bs=64k seek=$((n*7%64)) conv=notrunc,fsync 2>/dev/null; done; done; "
+        "echo $n > /tmp/count; done; echo done > /tmp/ended) & }"
+    )
+    shell.wait("[ $(cat /tmp/count) -gt 3 ]")
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(64 << 20), copy_disks=("all",))
+    info = here.migration_info("web1")
+    target = there.accept_instance(info, lab.address(2), policy)
+    assert here.migrate_instance("web1", target, policy).phase is MigrationPhase.DISKS
+    while (status := here.continue_migration("web1", wait=1.0)).phase is not MigrationPhase.COMPLETED:
+        assert not status.phase.is_final, status
+    assert there.finalize_migration_dst(info, True).after is InstanceState.RUNNING
+    here.finalize_migration_source("web1", True)
+    console.close()
+    console = _attach(there, serial)
+    console.send(b"\n")
+    again = object.__new__(linux_shell)
+    again.console = console
+    console._socket.settimeout(PATIENCE)
+    before = int(again.run("cat /tmp/count").split()[-1])
+    again.wait(f"[ $(cat /tmp/count) -gt {before} ]")
+    again.run("touch /tmp/enough")
+    again.wait("[ -e /tmp/ended ]")
+    answer = again.run(
+        "sync; echo 3 > /proc/sys/vm/drop_caches; for d in vda vdb; do cmp /tmp/$d /dev/$d && echo $d is whole; done"
+    )
+    assert "vda is whole" in answer
+    assert "vdb is whole" in answer
+    console.close()
+    there.stop_instance("web1", force=True)
+    _run("qemu-img", "check", "-q", str(tmp_path / "there/local/b.qcow2"))
+
+
+@pytest.mark.parametrize("finish", ["cancel", "finalize"])
+def test_the_network_breaks_while_disks_are_copied(
+    lab: Lab, applications: tuple[Application, Application], firmware: Path, tmp_path: Path, finish: str
+) -> None:
+    """Nobody waits for what never comes: the guest runs on, and both sides are as before."""
+    here, there = applications
+    disk = tmp_path / "local/a.raw"
+    (tmp_path / "here/local/a.raw").write_bytes(b"x" * (64 << 20))
+    params = {"machine": "pc", "accel": "tcg", "cpu_model": "qemu64", "firmware_image": str(firmware)}
+    disks = [{"path": str(disk), "format": "raw"}]
+    here.start_instance({"name": "web1", "memory": "64MiB", "params": params, "disks": disks})
+    policy = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 20), copy_disks=("all",))
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, lab.address(2), policy), policy)
+    while not here.continue_migration("web1", wait=0.1).transferred:
+        pass
+    _run("ip", "-n", lab.hosts[0], "link", "set", "up0", "down")
+    # What is on its way when it breaks never comes back.
+    status = here.continue_migration("web1", wait=2.0)
+    assert status.phase is MigrationPhase.DISKS
+    assert here.get_instance_info("web1").state is InstanceState.RUNNING
+    if finish == "cancel":
+        assert here.cancel_migration("web1").phase is MigrationPhase.CANCELLED
+    assert here.finalize_migration_source("web1", False).changed is (finish == "finalize")
+    assert here.get_instance_info("web1").state is InstanceState.RUNNING
+    assert here.pause_instance("web1").changed
+    assert there.finalize_migration_dst(info, False).changed
+    assert os.listdir(tmp_path / "there/local") == []

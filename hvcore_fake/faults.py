@@ -56,6 +56,9 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "resume_instance": ("resume", "commit"),
     "save_instance": ("file", "kill", "ending", "removal", "commit"),
     "restore_instance": ("directory", "process", "record", "load", "mark", "resume", "commit"),
+    "create_snapshot": ("snapshot", "commit"),
+    "revert_snapshot": ("directory", "process", "record", "load", "resume", "commit"),
+    "delete_snapshot": ("snapshot", "commit"),
     "cleanup_instance": ("removal", "commit"),
     "accept_instance": ("directory", "process", "record", "commit"),
     "migrate_instance": ("send", "commit"),
@@ -71,7 +74,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
 writes the runtime record; ``resume`` lets the guest run; ``pause`` stops it; ``button`` presses the power button;
 ``wait`` gives the guest its time; ``kill`` ends the process; ``ending`` writes why the instance ended; ``removal``
 removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``file``
-writes the file of a saved instance; ``load`` gives its guest to a process; ``mark`` writes into it that it is restored;
+writes the file of a saved instance; ``snapshot`` writes what is kept in snapshots; ``load`` gives a guest that was kept
+to a process; ``mark`` writes into it that it is restored;
 ``send`` begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets
 its guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
 host; ``commit`` ends the journal.

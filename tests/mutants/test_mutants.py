@@ -11,6 +11,7 @@ import catalogue  # noqa: F401 - enters its mutants
 import catalogue_looking  # noqa: F401
 import catalogue_moving  # noqa: F401
 import catalogue_saving  # noqa: F401
+import catalogue_snapshots  # noqa: F401
 import pytest
 from breaking import MUTANTS, checks_for, failures, load
 from catalogue_drivers import NoHooks

@@ -18,6 +18,7 @@ from hvcore.conformance.checks import (
     recovery,
     restarting,
     saving,
+    snapshots,
     state,
     stopping,
 )
@@ -30,6 +31,7 @@ TOPICS = (
     stopping,
     restarting,
     saving,
+    snapshots,
     recovery,
     queries,
     state,

@@ -74,6 +74,9 @@ _EXPORTS: dict[str, str] = {
     "MigrationCompatibility": "hvcore.model.migration",
     "SavedInstance": "hvcore.model.migration",
     "Progress": "hvcore.model.progress",
+    "Snapshot": "hvcore.model.snapshots",
+    "SnapshotDisk": "hvcore.model.snapshots",
+    "SnapshotListing": "hvcore.model.snapshots",
     "Recovery": "hvcore.model.recovery",
     "RecoveredInstance": "hvcore.model.recovery",
     "NodeInfo": "hvcore.model.host",
@@ -432,6 +435,9 @@ if TYPE_CHECKING:
     from hvcore.model.progress import Progress as Progress
     from hvcore.model.recovery import RecoveredInstance as RecoveredInstance
     from hvcore.model.recovery import Recovery as Recovery
+    from hvcore.model.snapshots import Snapshot as Snapshot
+    from hvcore.model.snapshots import SnapshotDisk as SnapshotDisk
+    from hvcore.model.snapshots import SnapshotListing as SnapshotListing
     from hvcore.model.state import (
         BlockStats as BlockStats,
     )

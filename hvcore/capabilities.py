@@ -18,6 +18,7 @@ class Capability(enum.StrEnum):
     PAUSE = "pause"
     SAVE_RESTORE = "save-restore"
     RECOVER = "recover"
+    SNAPSHOT = "snapshot"
     STATS = "stats"
     VERIFY_INSTANCE = "verify-instance"
     HOTPLUG = "hotplug"

@@ -83,10 +83,15 @@ def ending_key(name: str) -> str:
     return f"{ENDINGS}{name}/ending.json"
 
 
+def snapshots_key(name: str) -> str:
+    """Its snapshots."""
+    return f"{ENDINGS}{name}/snapshots.json"
+
+
 def account_keys(name: str) -> tuple[str, ...]:
     """Everything that is kept about an instance, the innermost first; the process and its journal are not."""
     kept = (record_key(name), definition_key(name), directory_key(name))
-    return (*kept, ending_key(name), events_key(name), f"{ENDINGS}{name}/")
+    return (*kept, ending_key(name), snapshots_key(name), events_key(name), f"{ENDINGS}{name}/")
 
 
 def listed_names(world: World) -> tuple[str, ...]:

@@ -56,6 +56,9 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "resume_instance": ("resume", "commit"),
     "save_instance": ("file", "kill", "ending", "removal", "commit"),
     "restore_instance": ("directory", "process", "record", "load", "mark", "resume", "commit"),
+    "create_snapshot": ("snapshot", "commit"),
+    "revert_snapshot": ("directory", "process", "record", "load", "resume", "commit"),
+    "delete_snapshot": ("snapshot", "commit"),
     "cleanup_instance": ("removal", "commit"),
     "hot_add_device": ("record", "backend", "device", "settle", "commit"),
     "hot_del_device": ("record", "request", "wait", "backend", "settle", "commit"),
@@ -78,7 +81,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
 writes the runtime record; ``resume`` lets the guest run; ``pause`` stops it; ``button`` presses the power button;
 ``wait`` gives the guest its time; ``kill`` ends the process; ``ending`` writes why the instance ended; ``removal``
 removes what was kept; ``definition`` keeps what a reboot will start with; ``reset`` is the reset button; ``file``
-writes the file of a saved instance; ``load`` gives its guest to a process; ``mark`` writes into it that it is restored;
+writes the file of a saved instance; ``snapshot`` writes what is kept in snapshots; ``load`` gives a guest that was kept
+to a process; ``mark`` writes into it that it is restored;
 ``backend`` opens or closes what is behind a device; ``device`` gives it to the guest; ``request`` asks the guest to let
 go of it; ``settle`` writes down that nothing is under way with it any more; ``change`` changes what the guest has no
 part in; ``resize``, ``balloon``, ``disconnect`` and ``password`` do what their operations are for;

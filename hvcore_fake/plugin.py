@@ -39,6 +39,7 @@ from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.plan import plan_start
 from hvcore_fake.recovery import recover
 from hvcore_fake.settings import read_settings
+from hvcore_fake.snapshot_hooks import SnapshotHooks
 from hvcore_fake.transaction import Call
 from hvcore_fake.world import World
 
@@ -51,6 +52,7 @@ _CAPABILITIES = (
     Capability.PAUSE,
     Capability.SAVE_RESTORE,
     Capability.RECOVER,
+    Capability.SNAPSHOT,
     Capability.STATS,
     Capability.VERIFY_INSTANCE,
     Capability.HOTPLUG,
@@ -67,7 +69,7 @@ _CAPABILITIES = (
 )
 
 
-class FakeDriver(DeviceHooks):
+class FakeDriver(DeviceHooks, SnapshotHooks):
     """A driver of a modelled hypervisor, with state on disk, a virtual clock and scripted faults."""
 
     def __init__(self, context: DriverContext) -> None:

@@ -258,5 +258,8 @@ _SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str,
     "finalize_migration_source": _settle_finish_source,
     "finalize_migration_dst": _settle_finish_destination,
     "save_instance": _settle_save,
+    "create_snapshot": _settle_control,
+    "revert_snapshot": _settle_start,
+    "delete_snapshot": _settle_control,
     "restore_instance": _settle_restore,
 }

@@ -34,6 +34,7 @@ from hvcore_kvm.qmp import Answer, Question, ask_many
 from hvcore_kvm.runtime import (
     HISTORY,
     HOTPLUG,
+    LOADED,
     MIGRATION,
     PROCESS,
     RECORD,
@@ -108,6 +109,7 @@ class Observed:
         migration: a migration of it that nobody has finished.
         ended: how this life has ended, if that has been written down already: its removal was interrupted.
         unsent: its state was given away and did not arrive; it is paused, whatever QEMU calls that.
+        loaded: its guest was loaded from a snapshot; the same.
         damage: what of this could not be read.
     """
 
@@ -124,6 +126,7 @@ class Observed:
     migration: MigrationRecord | None = None
     ended: History | None = None
     unsent: bool = False
+    loaded: bool = False
     damage: str = ""
 
     @property
@@ -169,6 +172,7 @@ def observe(directory: InstanceDirectory) -> Observed:
         migration=found.get(MIGRATION),
         ended=None if alive else _written_end(directory, running),
         unsent=bool(directory.tail(UNSENT, 1)),
+        loaded=bool(directory.tail(LOADED, 1)),
         damage="; ".join(damage),
     )
 
@@ -325,7 +329,7 @@ def _answered(base: InstanceInfo, seen: Observed, results: Mapping[str, Any]) ->
     status = results["query-status"]
     run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
     state, cause = _RUN_STATES.get(run_state, (InstanceState.UNKNOWN, Cause.OTHER))
-    if run_state == "postmigrate" and seen.unsent:
+    if (run_state == "postmigrate" and seen.unsent) or (run_state == "prelaunch" and seen.loaded):
         state, cause = InstanceState.PAUSED, Cause.HOST_PAUSE
     detail = "" if state is not InstanceState.UNKNOWN else f"QEMU's run state is {run_state[:40]!r}"
     event = last(seen.events, *_SINCE.get(state, ()))

@@ -79,9 +79,10 @@ from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
 from hvcore_kvm.parameters.confidential import AMD
 from hvcore_kvm.release import lead_to, release
 from hvcore_kvm.resize import resize_disk
-from hvcore_kvm.runtime import PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
+from hvcore_kvm.runtime import LOADED, PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
 from hvcore_kvm.saving.operations import Saver
 from hvcore_kvm.settings import KvmSettings
+from hvcore_kvm.snapshots.operations import Snapshotter
 from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support, supported_values
 
@@ -169,6 +170,7 @@ class Operations:
         with self._directory(instance.name) as directory:
             self._refuse_running(directory)
             left = self._state(directory) if directory.exists else None
+            self.snapshots.settle(directory, deadline)
             plan = self._plan(instance, directory, paused, deadline)
             self._control(directory).clear_leftovers(deadline)
             for chances in reversed(range(_CHANCES)):
@@ -198,8 +200,10 @@ class Operations:
         """Restart it."""
         with self._directory(name) as directory:
             control = self._control(directory)
+            self.snapshots.settle(directory, deadline)
             if mode == "reset":
                 done = control.reset(deadline)
+                directory.remove(LOADED)
                 # A guest that is reset lets go of what it was asked for.
                 try:
                     self._settle(directory, deadline, _RESET_PATIENCE)
@@ -234,12 +238,16 @@ class Operations:
     def pause_instance(self, name: str, deadline: Deadline) -> Transition:
         """Pause it."""
         with self._directory(name) as directory:
+            self.snapshots.settle(directory, deadline)
             return self._control(directory).pause(deadline)
 
     def resume_instance(self, name: str, deadline: Deadline) -> Transition:
         """Resume it."""
         with self._directory(name) as directory:
-            return self._control(directory).resume(deadline)
+            self.snapshots.settle(directory, deadline)
+            resumed = self._control(directory).resume(deadline)
+            directory.remove(LOADED)
+            return resumed
 
     @property
     def saver(self) -> Saver:
@@ -252,11 +260,30 @@ class Operations:
                 instance, directory, False, deadline, running=record, kept=kept
             ),
             run=self._run,
+            settle=self.snapshots.settle,
+        )
+
+    @property
+    def snapshots(self) -> Snapshotter:
+        """What takes snapshots and goes back to them."""
+        return Snapshotter(
+            directories=self._directories,
+            control=self._control,
+            read=self._read,
+            plan=lambda instance, directory, record, kept, deadline: self._plan(
+                instance, directory, False, deadline, running=record, kept=kept
+            ),
+            run=self._run,
         )
 
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
         """Forget it."""
         with self._directory(name) as directory:
+            try:
+                self.snapshots.settle(directory, deadline)
+            except HypervisorError:
+                # Its images may have gone, and it can be forgotten all the same.
+                _LOG.warning("what was begun with a snapshot of %s is not completed", name, exc_info=True)
             return self._control(directory).cleanup(deadline)
 
     def recover(self, name: str, deadline: Deadline) -> Recovery:
@@ -265,10 +292,11 @@ class Operations:
             moved = recover_migration(directory, self._control(directory), deadline, self._families)
             if moved is not None:
                 return Recovery(instances=(moved,))
+            kept = self.snapshots.settle(directory, deadline)
             found, start = self._control(directory).recover(deadline)
             if start is not None:
                 self._run(self._plan(start, directory, False, deadline), directory, deadline)
-            rows = [] if found is None else [found]
+            rows = [row for row in (kept, found) if row is not None]
             for result in self._settle(directory, deadline):
                 if result.done:
                     detail = f"device {result.device}: {result.detail}"
@@ -333,20 +361,20 @@ class Operations:
     def hot_add_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
         """Add a device."""
         with self._directory(name) as directory:
-            record = self._running_record(directory)
+            record = self._running_record(directory, deadline)
             known = self._identified(record.instance, pluggable_kind(device))
             return self._plugging(directory, record, deadline).add(known, deadline)
 
     def hot_del_device(self, name: str, device: str, force: bool, deadline: Deadline) -> HotplugResult:
         """Remove a device."""
         with self._directory(name) as directory:
-            record = self._running_record(directory)
+            record = self._running_record(directory, deadline)
             return self._plugging(directory, record, deadline).remove(device.lower(), force, deadline)
 
     def hot_mod_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
         """Change a device."""
         with self._directory(name) as directory:
-            record = self._running_record(directory)
+            record = self._running_record(directory, deadline)
             plugging = self._plugging(directory, record, deadline)
             if isinstance(device, Medium):
                 return plugging.put_in(device, deadline)
@@ -359,13 +387,13 @@ class Operations:
     def resize_disk(self, name: str, device: str, size: int, deadline: Deadline) -> ResizeResult:
         """Grow a disk."""
         with self._directory(name) as directory:
-            record = self._running_record(directory)
+            record = self._running_record(directory, deadline)
             return resize_disk(directory, record, str(device).lower(), size, deadline)
 
     def balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:
         """Give the guest less memory, or more again."""
         with self._directory(name) as directory:
-            instance = self._running_record(directory).instance
+            instance = self._running_record(directory, deadline).instance
             least = self._read(instance)[0].memory.memory_min
             return balloon_memory(directory, memory, least, instance.memory, deadline)
 
@@ -378,7 +406,8 @@ class Operations:
             return ()
         return self._plugging(directory, seen.record, deadline).settle(deadline, patience)
 
-    def _running_record(self, directory: InstanceDirectory) -> RuntimeRecord:
+    def _running_record(self, directory: InstanceDirectory, deadline: Deadline) -> RuntimeRecord:
+        self.snapshots.settle(directory, deadline)
         seen = self._control(directory).require_alive()
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)

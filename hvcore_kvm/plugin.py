@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         ResizeResult,
         SavedInstance,
         Screenshot,
+        Snapshot,
+        SnapshotListing,
         Transition,
     )
     from hvcore_kvm.operations import Operations
@@ -64,6 +66,12 @@ CLAIMS = (
         reason="no device of the instance may have a state that QEMU cannot save",
     ),
     Claim(capability=Capability.RECOVER),
+    Claim(
+        capability=Capability.SNAPSHOT,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the writable disks have to be qcow2 images, and for one with memory no device may have a state that "
+        "QEMU cannot save",
+    ),
     Claim(capability=Capability.STATS),
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
@@ -245,6 +253,39 @@ class KvmDriver:
     ) -> Transition:
         """Start it from its file."""
         return self._operations.saver.restore_instance(path, paused, force, on_progress, deadline)
+
+    @hookimpl
+    def hv_create_snapshot(
+        self,
+        name: str,
+        instance: Instance | None,
+        snapshot: str,
+        memory: bool | None,
+        on_progress: Callable[[Progress], object] | None,
+        deadline: Deadline,
+    ) -> Snapshot:
+        """Take a snapshot."""
+        return self._operations.snapshots.create(name, instance, snapshot, memory, on_progress, deadline)
+
+    @hookimpl
+    def hv_list_snapshots(self, name: str, deadline: Deadline) -> SnapshotListing:
+        """List them."""
+        del deadline
+        return self._operations.snapshots.listing(name)
+
+    @hookimpl
+    def hv_revert_snapshot(
+        self, name: str, snapshot: str, on_progress: Callable[[Progress], object] | None, deadline: Deadline
+    ) -> Transition:
+        """Go back to one."""
+        return self._operations.snapshots.revert(name, snapshot, on_progress, deadline)
+
+    @hookimpl
+    def hv_delete_snapshot(
+        self, name: str, snapshot: str, on_progress: Callable[[Progress], object] | None, deadline: Deadline
+    ) -> Snapshot:
+        """Give one up."""
+        return self._operations.snapshots.delete(name, snapshot, on_progress, deadline)
 
     @hookimpl
     def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:

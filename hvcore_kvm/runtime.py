@@ -23,6 +23,7 @@ MIGRATION = "migration.json"
 SAVING = "saving.json"
 RESTORING = "restoring.json"
 UNSENT = "unsent.json"
+LOADED = "loaded.json"
 
 DeviceKind = Literal["disk", "nic", "vcpu", "rng", "params"]
 
@@ -268,6 +269,17 @@ class Unsent:
 
     Attributes:
         time: since when, in seconds since the epoch.
+    """
+
+    time: float
+
+
+@attrs.frozen(kw_only=True)
+class Loaded:
+    """The guest was loaded from a snapshot and has not been let run since: it is paused, whatever QEMU calls that.
+
+    Attributes:
+        time: when, in seconds since the epoch.
     """
 
     time: float

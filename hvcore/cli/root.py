@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("hvcore.cli.lifecycle", "Let a paused instance run."),
     "save": ("hvcore.cli.saving", "Save memory and devices of an instance to a file, and stop it."),
     "restore": ("hvcore.cli.saving", "Start an instance from its file, where it was."),
+    "snapshot": ("hvcore.cli.snapshots", "Keep what an instance is at a moment, and go back to it."),
     "list": ("hvcore.cli.queries", "List the instances on this host."),
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "stats": ("hvcore.cli.stats", "Show counters of a running instance: CPU time, memory, disks and NICs."),

@@ -12,6 +12,7 @@ from hvcore.capabilities import Capability
 from hvcore.conformance.census import take_census
 from hvcore.conformance.failure import ConformanceFailure
 from hvcore.conformance.profile import ConformanceProfile
+from hvcore.conformance.qcow2_image import empty_qcow2
 from hvcore.driver import Driver
 from hvcore.errors import HypervisorError, InstanceNotFound
 from hvcore.model.instance import Disk, Instance
@@ -120,6 +121,13 @@ class Subject:
         with open(path, "wb") as file:
             file.truncate(size)
         return Disk(path=path, format="raw")
+
+    def qcow2_disk(self, name: str = "disk.qcow2", size: int = 1 << 20) -> Disk:
+        """A qcow2 disk that is there and holds nothing; it can hold snapshots."""
+        path = os.path.join(self.directory, name)
+        with open(path, "wb") as file:
+            file.write(empty_qcow2(size))
+        return Disk(path=path, format="qcow2")
 
     def missing_disk(self, name: str = "missing.raw") -> Disk:
         """A raw disk that is not there."""

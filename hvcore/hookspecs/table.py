@@ -22,12 +22,14 @@ from hvcore.hookspecs import (
     operation,
     parameters,
     queries,
+    snapshots,
 )
 
 SPECIFICATIONS: tuple[types.ModuleType, ...] = (
     identity,
     parameters,
     lifecycle,
+    snapshots,
     queries,
     devices,
     console,
@@ -94,6 +96,13 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("restore_instance", Capability.SAVE_RESTORE, mutating=True, timeout=600.0),
         _row("cleanup_instance", mutating=True),
         _row("recover", Capability.RECOVER, mutating=True, timeout=120.0),
+    ),
+    *_topic(
+        "snapshots",
+        _row("create_snapshot", Capability.SNAPSHOT, mutating=True, timeout=600.0),
+        _row("list_snapshots", Capability.SNAPSHOT, timeout=5.0),
+        _row("revert_snapshot", Capability.SNAPSHOT, mutating=True, timeout=600.0),
+        _row("delete_snapshot", Capability.SNAPSHOT, mutating=True, timeout=600.0),
     ),
     *_topic(
         "queries",

@@ -12,6 +12,7 @@ INSTANCE_NAME_LIMIT = 63
 
 _INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:+-]{0,62})")
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9:](?:[A-Za-z0-9:.-]*[A-Za-z0-9:])?")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.IGNORECASE)
@@ -35,6 +36,16 @@ def check_label(label: str) -> str | None:
     """A short ASCII word: letters, digits and ``. _ : + -``, 63 characters at most."""
     if not _LABEL.fullmatch(label):
         return f"{_shown(label)} is not a name: a letter or digit, then letters, digits, '.', '_', ':', '+' or '-'"
+    return None
+
+
+def check_snapshot_name(name: str) -> str | None:
+    """A letter, then letters, digits, dots, hyphens and underscores; 63 characters at most.
+
+    It begins with a letter because hypervisors give numbers of their own.
+    """
+    if not _SNAPSHOT_NAME.fullmatch(name):
+        return f"{_shown(name)} is not the name of a snapshot: a letter, then letters, digits, '.', '_' or '-'"
     return None
 
 

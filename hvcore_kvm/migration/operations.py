@@ -49,6 +49,7 @@ from hvcore_kvm.migration.sending import Sending, refuse_changing, with_pause
 from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.runtime import PLACEMENT, Placement, RuntimeRecord
 from hvcore_kvm.runtime import SCHEMA as RECORD_SCHEMA
+from hvcore_kvm.snapshots.record import refuse_interrupted
 from hvcore_kvm.support import check_support
 
 _CHANCES = 5
@@ -176,6 +177,7 @@ class MigrationOperations:
         """Begin to send it."""
         with self._host.directory(name) as directory:
             seen, record = self._running(directory)
+            refuse_interrupted(directory)
             return Sending(directory, seen, deadline).begin(target, policy, record)
 
     def get_migration_status(self, name: str, deadline: Deadline) -> MigrationStatus:

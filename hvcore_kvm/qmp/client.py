@@ -10,6 +10,7 @@ import array
 import enum
 import itertools
 import os
+import random
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,8 @@ class QmpClient:
         self._socket = connection
         self._decoder = Decoder()
         self._events: deque[Message] = deque(maxlen=EVENT_LIMIT)
-        self._ids = itertools.count(1)
+        # Not those of a client that was here before: what it asked may be answered late, to whoever is here then.
+        self._ids = itertools.count(1 + random.getrandbits(40))
         self.state = State.CONNECTED
         self.version: tuple[int, int, int] = (0, 0, 0)
         self.package = ""
@@ -95,7 +97,7 @@ class QmpClient:
             qemu = version["qemu"]
             self.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
             self.package = str(version.get("package", ""))
-            self._await_answer(0, "qmp_capabilities", deadline)
+            self._await_answer(0, "qmp_capabilities", deadline, late=True)
         except (QmpTimeout, QmpClosed) as error:
             self.state = State.BROKEN
             raise QmpConnectError(f"the monitor did not greet: {error}") from error
@@ -178,13 +180,21 @@ class QmpClient:
         except OSError as error:
             raise QmpClosed(f"the monitor is gone: {error.strerror}", sent=sent > 0) from error
 
-    def _await_answer(self, ident: int, command: str, deadline: Deadline) -> Any:
+    def _await_answer(self, ident: int, command: str, deadline: Deadline, *, late: bool = False) -> Any:
+        """Take the answer to a command; ``late`` says that before it some may come to what others have asked.
+
+        QEMU answers in order. A client that was killed while QEMU was busy leaves one answer, that of negotiating among
+        them, to the next.
+        """
         while True:
             message = self._receive(deadline, sent=True)
             if "event" in message:
                 self._events.append(message)
                 continue
-            if message.get("id") != ident:
+            answered = message.get("id")
+            if answered != ident and "id" in message and (late or answered == 0):
+                continue
+            if answered != ident:
                 raise QmpProtocolError(f"{command}: QEMU answered something else")
             return answer_of(command, message)
 

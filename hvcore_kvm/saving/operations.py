@@ -45,6 +45,7 @@ class Saver:
         control: what changes an instance that is there.
         plan: plans a start.
         run: starts a plan.
+        settle: puts in order what was left half done with a snapshot.
     """
 
     directories: Directories
@@ -52,11 +53,13 @@ class Saver:
     control: Callable[[InstanceDirectory], Control]
     plan: Callable[[Instance, InstanceDirectory, RuntimeRecord, Placement, Deadline], LaunchPlan]
     run: Callable[[LaunchPlan, InstanceDirectory, Deadline, SavedState], InstanceState | None]
+    settle: Callable[[InstanceDirectory, Deadline], object]
 
     def save_instance(self, name: str, path: str, on_progress: OnProgress, deadline: Deadline) -> SavedInstance:
         """Save a live instance to a file, and end it."""
         with InstanceDirectory(self.directories, name) as directory:
             control = self.control(directory)
+            self.settle(directory, deadline)
             seen = control.require_alive()
             if seen.unfinished:
                 raise AlreadyRunning("its start was interrupted", hint="'hv recover' puts it in order")
@@ -81,6 +84,7 @@ class Saver:
             record = file.header.record
             state = SavedState(fd, path, file, directory, on_progress)
             self._refuse_running(directory, name)
+            self.settle(directory, deadline)
             state.verify(deadline)
             plan = self._plan(record, directory, state, force, deadline)
             still = paused or file.header.state != "running"

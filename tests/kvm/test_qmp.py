@@ -115,6 +115,21 @@ def test_events_may_come_anywhere(dial: Any) -> None:
     assert [event["event"] for event in client.events()] == ["A", "B", "C"]
 
 
+def test_answers_to_others(dial: Any) -> None:
+    """What a client that was killed has asked is answered to the next one, and is not taken for an answer to that."""
+
+    def script(peer: Peer) -> None:
+        peer.say(GREETING, {"return": {"status": "old"}, "id": 1})
+        peer.hear()
+        peer.say({"error": {"class": "GenericError", "desc": "old"}, "id": 2}, {"return": {}, "id": 0})
+        ident = peer.hear()["id"]
+        peer.say({"return": {}, "id": 0}, {"return": {"status": "running"}, "id": ident})
+
+    client = dial(script)
+    client.negotiate(_soon())
+    assert client.execute("query-status", deadline=_soon()) == {"status": "running"}
+
+
 def test_a_refusal_keeps_qemus_words(dial: Any) -> None:
     """An error answer is a refusal with class and text, and the connection can be used again."""
 
@@ -194,8 +209,7 @@ def test_nonsense_is_a_protocol_error(dial: Any, answer: str) -> None:
 
     def script(peer: Peer) -> None:
         peer.negotiate()
-        peer.hear()
-        peer.say(answer)
+        peer.say(answer.replace('"id": 1', f'"id": {peer.hear()["id"]}'))
 
     client = dial(script)
     client.negotiate(_soon())

@@ -13,6 +13,7 @@ import catalogue_facade  # noqa: F401
 import catalogue_looking  # noqa: F401
 import catalogue_moving  # noqa: F401
 import catalogue_saving  # noqa: F401
+import catalogue_snapshots  # noqa: F401
 import pytest
 from breaking import MUTANTS, checks_for, failures, load
 from catalogue_drivers import NoHooks

@@ -20,6 +20,7 @@ from hvcore.conformance.checks import (
     recovery,
     restarting,
     saving,
+    snapshots,
     state,
     stopping,
 )
@@ -32,6 +33,7 @@ TOPICS = (
     stopping,
     restarting,
     saving,
+    snapshots,
     recovery,
     queries,
     state,

@@ -1,0 +1,14 @@
+"""Snapshots."""
+
+from __future__ import annotations
+
+from hvcore.conformance.check import Check
+from hvcore.conformance.checks import snapshots
+from hvcore.conformance.subject import Subject
+from hvcore.conformance.suite.collection import each_check
+
+
+@each_check(snapshots)
+def test_snapshots(check: Check, subject: Subject) -> None:
+    """What the docstring of the check says."""
+    check.run(subject)

@@ -1,0 +1,46 @@
+"""Snapshots of an instance: what it was at one moment, to come back to."""
+
+from __future__ import annotations
+
+import attrs
+
+from hvcore.model.state import InstanceState
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotDisk:
+    """One disk of a snapshot.
+
+    Attributes:
+        uuid: the disk.
+        path: the image that holds what the disk was.
+    """
+
+    uuid: str
+    path: str
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """What an instance was at one moment.
+
+    Attributes:
+        name: its name, one of its own among those of the instance.
+        created: when it was taken, in seconds since the epoch.
+        state: what the instance was doing then.
+        memory: it has the memory and the devices, too; without them it is as if power had failed then.
+        disks: what the disks were.
+    """
+
+    name: str
+    created: float
+    state: InstanceState
+    memory: bool
+    disks: tuple[SnapshotDisk, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotListing:
+    """The snapshots of an instance, the oldest first."""
+
+    snapshots: tuple[Snapshot, ...]

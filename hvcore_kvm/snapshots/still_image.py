@@ -1,0 +1,70 @@
+"""Snapshots within the qcow2 image of an instance that is not alive, by qemu-img: an image at a time.
+
+An image is never probed for its format. Its header names no other file: `hvcore_kvm.images` has looked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hvcore import Deadline, HostError, OperationFailed
+from hvcore_kvm.host_command import run_command
+
+PROGRAM = "qemu-img"
+
+
+def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
+    """The snapshots in an image: the size of the memory that is in each, by name.
+
+    Raises:
+        OperationFailed: it cannot be read; the program's own words.
+    """
+    output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
+    try:
+        answer: Any = json.loads(output)
+        return {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
+
+
+def take(path: str, tag: str, deadline: Deadline) -> None:
+    """Take a snapshot of an image.
+
+    Raises:
+        OperationFailed: it cannot be taken; the program's own words.
+    """
+    _run(("snapshot", "-c", tag, "--image-opts", _options(path)), deadline)
+
+
+def apply(path: str, tag: str, deadline: Deadline) -> None:
+    """Make an image what it was when a snapshot was taken.
+
+    Raises:
+        OperationFailed: it cannot be done; the program's own words.
+    """
+    _run(("snapshot", "-a", tag, "--image-opts", _options(path)), deadline)
+
+
+def delete(path: str, tag: str, deadline: Deadline) -> None:
+    """Remove a snapshot from an image; one that is not there is no error.
+
+    Raises:
+        OperationFailed: it cannot be done; the program's own words.
+    """
+    if tag in tags_of(path, deadline):
+        _run(("snapshot", "-d", tag, "--image-opts", _options(path)), deadline)
+
+
+def _options(path: str) -> str:
+    escaped = path.replace(",", ",,")
+    return f"driver=qcow2,file.driver=file,file.filename={escaped}"
+
+
+def _run(words: tuple[str, ...], deadline: Deadline) -> str:
+    try:
+        return run_command((PROGRAM, *words), timeout=max(deadline.timeout(), 0.001))
+    except HostError as error:
+        hint = "install it: apt-get install qemu-utils" if "No such file" in error.message else error.hint
+        raise OperationFailed(error.message, code="image-failed", hint=hint) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from hvcore.backups import Backups
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike
@@ -15,7 +16,7 @@ from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import sweep_locks
 from hvcore.model.instance import Instance
 from hvcore.params.declare import ParameterTable
-from hvcore.passage import Passage, check_path, checked_name, invalid_argument
+from hvcore.passage import check_path, checked_name, invalid_argument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ FORCE_RESERVE = 15.0
 """Seconds a graceful stop has on top of its timeout, to go on with force and to clean up."""
 
 
-class Driver(Passage):
+class Driver(Backups):
     """A loaded driver. Made by `hvcore.load_driver`; safe to use from many threads; a context manager.
 
     Every method that is about one instance takes its name, or the `Instance`. ``timeout`` is in seconds; each

@@ -49,6 +49,7 @@ from hvcore import (
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
 from hvcore_kvm.advice import assess
+from hvcore_kvm.backup.recovery import recover_backup, refuse_backup
 from hvcore_kvm.balloon import balloon_memory
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.changes import changes_of
@@ -83,6 +84,7 @@ from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support, supported_values
 
 if TYPE_CHECKING:
+    from hvcore_kvm.backup.operations import BackupOperations
     from hvcore_kvm.migration.operations import MigrationOperations
 
 _RESET_PATIENCE = 10.0
@@ -250,6 +252,15 @@ class Operations:
             run=self._run,
         )
 
+    @functools.cached_property
+    def backups(self) -> BackupOperations:
+        """The operations of backups."""
+        from hvcore_kvm.backup.operations import BackupOperations
+
+        return BackupOperations(
+            directory=self._directory, control=self._control, read=lambda instance: self._read(instance)[0]
+        )
+
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
         """Forget it."""
         with self._directory(name) as directory:
@@ -261,10 +272,11 @@ class Operations:
             moved = recover_migration(directory, self._control(directory), deadline, self._families)
             if moved is not None:
                 return Recovery(instances=(moved,))
+            copied = recover_backup(directory, deadline)
             found, start = self._control(directory).recover(deadline)
             if start is not None:
                 self._run(self._plan(start, directory, False, deadline), directory, deadline)
-            rows = [] if found is None else [found]
+            rows = [row for row in (copied, found) if row is not None]
             for result in self._settle(directory, deadline):
                 if result.done:
                     detail = f"device {result.device}: {result.detail}"
@@ -379,6 +391,7 @@ class Operations:
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
         refuse_moving(seen)
+        refuse_backup(directory)
         return seen.record
 
     def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:

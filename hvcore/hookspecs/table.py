@@ -12,6 +12,7 @@ import attrs
 
 from hvcore.capabilities import Capability
 from hvcore.hookspecs import (
+    backup,
     console,
     devices,
     events,
@@ -30,6 +31,7 @@ SPECIFICATIONS: tuple[types.ModuleType, ...] = (
     lifecycle,
     queries,
     devices,
+    backup,
     console,
     migration,
     host,
@@ -112,6 +114,12 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("hot_mod_device", Capability.HOTPLUG, mutating=True),
         _row("resize_disk", Capability.RESIZE_DISK, mutating=True),
         _row("balloon_instance_memory", Capability.BALLOON, mutating=True),
+    ),
+    *_topic(
+        "backup",
+        _row("backup_instance", Capability.BACKUP, mutating=True, timeout=86400.0),
+        _row("list_checkpoints", Capability.BACKUP),
+        _row("delete_checkpoint", Capability.BACKUP, mutating=True),
     ),
     *_topic(
         "console",

@@ -22,6 +22,7 @@ from hvcore import (
     Transition,
     WrongState,
 )
+from hvcore_kvm.backup.recovery import refuse_backup
 from hvcore_kvm.directory import QUERY, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
 from hvcore_kvm.launch import Launch
@@ -214,6 +215,7 @@ class MigrationOperations:
         seen = self._alive(directory)
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
+        refuse_backup(directory)
         return seen, seen.record
 
     def _alive(self, directory: InstanceDirectory) -> Observed:

@@ -33,7 +33,7 @@ def test_facade_hooks_table_and_reference_agree() -> None:
     assert {o.hook: o.topic for o in OPERATIONS} == {
         name: module.__name__.rpartition(".")[2] for name, module in hooks.items() if name != "hv_operation"
     }
-    public = {name for name, value in vars(hvcore.Driver).items() if inspect.isfunction(value) and name[0] != "_"}
+    public = {name for name, _ in inspect.getmembers(hvcore.Driver, inspect.isfunction) if name[0] != "_"}
     assert public - {"close"} == NAMES
     sections = re.findall(r"^### (\w+)$", (ROOT / "docs/reference/operations.md").read_text(), re.MULTILINE)
     assert sections == [*(operation.name for operation in OPERATIONS), "hv_operation"]

@@ -88,14 +88,15 @@ class QmpClient:
             # Both at once: QEMU reads the command when it has greeted, which saves a turn.
             self._send(encode("qmp_capabilities", None, 0), (), deadline)
             greeting = self._receive(deadline, sent=False)
-            while "event" in greeting:
-                self._events.append(greeting)
+            while "event" in greeting or _is_answer(greeting):
+                if "event" in greeting:
+                    self._events.append(greeting)
                 greeting = self._receive(deadline, sent=False)
             version = greeting["QMP"]["version"]
             qemu = version["qemu"]
             self.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
             self.package = str(version.get("package", ""))
-            self._await_answer(0, "qmp_capabilities", deadline)
+            self._await_answer(0, "qmp_capabilities", deadline, late=True)
         except (QmpTimeout, QmpClosed) as error:
             self.state = State.BROKEN
             raise QmpConnectError(f"the monitor did not greet: {error}") from error
@@ -178,11 +179,14 @@ class QmpClient:
         except OSError as error:
             raise QmpClosed(f"the monitor is gone: {error.strerror}", sent=sent > 0) from error
 
-    def _await_answer(self, ident: int, command: str, deadline: Deadline) -> Any:
+    def _await_answer(self, ident: int, command: str, deadline: Deadline, *, late: bool = False) -> Any:
         while True:
             message = self._receive(deadline, sent=True)
             if "event" in message:
                 self._events.append(message)
+                continue
+            if late and message.get("id") != ident and _is_answer(message):
+                # To a client that was killed before it came: QEMU sends it to whoever is there then.
                 continue
             if message.get("id") != ident:
                 raise QmpProtocolError(f"{command}: QEMU answered something else")
@@ -203,6 +207,10 @@ class QmpClient:
             if not data:
                 raise QmpClosed("QEMU closed its monitor", sent=sent)
             self._decoder.feed(data)
+
+
+def _is_answer(message: Message) -> bool:
+    return "return" in message or "error" in message
 
 
 def answer_of(command: str, message: Message) -> Any:

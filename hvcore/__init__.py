@@ -57,6 +57,11 @@ _EXPORTS: dict[str, str] = {
     "HotplugResult": "hvcore.model.devices",
     "ResizeResult": "hvcore.model.devices",
     "BalloonResult": "hvcore.model.devices",
+    "Backup": "hvcore.model.backup",
+    "DiskBackup": "hvcore.model.backup",
+    "Checkpoint": "hvcore.model.backup",
+    "Checkpoints": "hvcore.model.backup",
+    "DiskCheckpoint": "hvcore.model.backup",
     "MigrationInfo": "hvcore.model.migration",
     "MigrationPhase": "hvcore.model.migration",
     "AutoConverge": "hvcore.model.migration_policy",
@@ -313,6 +318,11 @@ if TYPE_CHECKING:
     from hvcore.migration import MigrationDestination as MigrationDestination
     from hvcore.migration import migrate as migrate
     from hvcore.migration_policy import read_migration_policy as read_migration_policy
+    from hvcore.model.backup import Backup as Backup
+    from hvcore.model.backup import Checkpoint as Checkpoint
+    from hvcore.model.backup import Checkpoints as Checkpoints
+    from hvcore.model.backup import DiskBackup as DiskBackup
+    from hvcore.model.backup import DiskCheckpoint as DiskCheckpoint
     from hvcore.model.console import (
         Console as Console,
     )

@@ -17,6 +17,7 @@ class Capability(enum.StrEnum):
     RESET = "reset"
     PAUSE = "pause"
     SAVE_RESTORE = "save-restore"
+    BACKUP = "backup"
     RECOVER = "recover"
     SNAPSHOT = "snapshot"
     STATS = "stats"

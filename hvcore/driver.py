@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from hvcore.backups import Backups
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike
@@ -42,7 +43,7 @@ FORCE_RESERVE = 15.0
 """Seconds a graceful stop has on top of its timeout, to go on with force and to clean up."""
 
 
-class Driver(SnapshotMethods):
+class Driver(SnapshotMethods, Backups):
     """A loaded driver. Made by `hvcore.load_driver`; safe to use from many threads; a context manager.
 
     Every method that is about one instance takes its name, or the `Instance`. ``timeout`` is in seconds; each

@@ -28,6 +28,7 @@ from hvcore import (
     WrongState,
 )
 from hvcore_kvm import process
+from hvcore_kvm.backup.recovery import discard_backup
 from hvcore_kvm.directory import COMPANIONS_OUTPUT, CONTROL, EVENTS, JOURNAL, InstanceDirectory
 from hvcore_kvm.events import last, read_events
 from hvcore_kvm.families import Families
@@ -447,6 +448,7 @@ class Control:
         # Of one whose removal was interrupted, only the account of its end may be left.
         saved_as_before = seen.ended.saved_as if seen.ended is not None else None
         discard_part(self._directory)
+        discard_backup(self._directory)
         self._release(seen)
         if seen.unfinished:
             self._restore_history()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ import attrs
 
 from hvcore import (
     AlreadyRunning,
-    AncillaryFiles,
     BalloonResult,
     Deadline,
     Device,
@@ -33,23 +31,19 @@ from hvcore import (
     LiveParameters,
     Medium,
     Nic,
-    NodeInfo,
     NotRunning,
     Plan,
-    PolicyDenied,
-    PowercycleResult,
     Processors,
     RecordError,
     RecoveredInstance,
     Recovery,
     ResizeResult,
     Transition,
-    powercycle,
-    read_node_info,
     with_identities,
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
 from hvcore_kvm.advice import assess
+from hvcore_kvm.backup.recovery import recover_backup, refuse_backup
 from hvcore_kvm.balloon import balloon_memory
 from hvcore_kvm.capabilities import QemuCapabilities, capabilities_of
 from hvcore_kvm.changes import changes_of
@@ -62,6 +56,7 @@ from hvcore_kvm.firmware import find_firmware
 from hvcore_kvm.hardware.builder import RNG_PLACE
 from hvcore_kvm.hardware.devices import find_programs
 from hvcore_kvm.host_checks import check_host
+from hvcore_kvm.host_operations import HostOperations
 from hvcore_kvm.hotplug import (
     PlannedDevice,
     Plugging,
@@ -72,7 +67,6 @@ from hvcore_kvm.hotplug import (
     with_device,
 )
 from hvcore_kvm.images import Image
-from hvcore_kvm.kvm_device import probe_kvm
 from hvcore_kvm.launch import Launch, SavedGuest
 from hvcore_kvm.launch_plan import Decisions, LaunchPlan, plan_launch
 from hvcore_kvm.lifecycle import Control, recover_migration, refuse_moving
@@ -84,9 +78,10 @@ from hvcore_kvm.saving.operations import Saver
 from hvcore_kvm.settings import KvmSettings
 from hvcore_kvm.snapshots.operations import Snapshotter
 from hvcore_kvm.statistics import instance_stats
-from hvcore_kvm.support import check_support, supported_values
+from hvcore_kvm.support import check_support
 
 if TYPE_CHECKING:
+    from hvcore_kvm.backup.operations import BackupOperations
     from hvcore_kvm.migration.operations import MigrationOperations
 
 _RESET_PATIENCE = 10.0
@@ -256,9 +251,7 @@ class Operations:
             directories=self._directories,
             compression="zlib" if self._settings.save_compression == "zlib" else "none",
             control=self._control,
-            plan=lambda instance, directory, record, kept, deadline: self._plan(
-                instance, directory, False, deadline, running=record, kept=kept
-            ),
+            plan=self._plan_again,
             run=self._run,
             settle=self.snapshots.settle,
         )
@@ -270,10 +263,27 @@ class Operations:
             directories=self._directories,
             control=self._control,
             read=self._read,
-            plan=lambda instance, directory, record, kept, deadline: self._plan(
-                instance, directory, False, deadline, running=record, kept=kept
-            ),
+            plan=self._plan_again,
             run=self._run,
+        )
+
+    def _plan_again(
+        self,
+        instance: Instance,
+        directory: InstanceDirectory,
+        record: RuntimeRecord,
+        kept: Placement,
+        deadline: Deadline,
+    ) -> LaunchPlan:
+        return self._plan(instance, directory, False, deadline, running=record, kept=kept)
+
+    @functools.cached_property
+    def backups(self) -> BackupOperations:
+        """The operations of backups."""
+        from hvcore_kvm.backup.operations import BackupOperations
+
+        return BackupOperations(
+            directory=self._directory, control=self._control, read=lambda instance: self._read(instance)[0]
         )
 
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
@@ -293,10 +303,11 @@ class Operations:
             if moved is not None:
                 return Recovery(instances=(moved,))
             kept = self.snapshots.settle(directory, deadline)
+            copied = recover_backup(directory, deadline)
             found, start = self._control(directory).recover(deadline)
             if start is not None:
                 self._run(self._plan(start, directory, False, deadline), directory, deadline)
-            rows = [row for row in (kept, found) if row is not None]
+            rows = [row for row in (kept, copied, found) if row is not None]
             for result in self._settle(directory, deadline):
                 if result.done:
                     detail = f"device {result.device}: {result.detail}"
@@ -412,6 +423,7 @@ class Operations:
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
         refuse_moving(seen)
+        refuse_backup(directory)
         return seen.record
 
     def _plugging(self, directory: InstanceDirectory, record: RuntimeRecord, deadline: Deadline) -> Plugging:
@@ -442,33 +454,10 @@ class Operations:
         """The operations on consoles and the display."""
         return ConsoleOperations(self._directory, self._control, self._families)
 
-    # Host
-
-    def get_node_info(self, deadline: Deadline) -> NodeInfo:
-        """Facts about this host."""
-        facts = [("kvm", probe_kvm().level.value)]
-        supported: dict[str, tuple[str, ...]] = {}
-        with contextlib.suppress(InvalidParameters):
-            found = capabilities_of(self._settings.qemu, self._directories.cache, deadline)
-            facts.insert(0, ("qemu", found.version_text))
-            supported = supported_values(found)
-        return attrs.evolve(read_node_info(), hypervisor=tuple(facts), supported=supported)
-
-    def verify(self, deadline: Deadline) -> FindingSet:
-        """Whether this host can run instances well."""
-        return FindingSet(verification.verify_host(self._settings, self._directories, deadline))
-
-    def powercycle_node(self, deadline: Deadline) -> PowercycleResult:
-        """Restart this host."""
-        if not self._settings.allow_powercycle:
-            raise PolicyDenied(
-                "powercycle_node is not allowed here", hint="set allow_powercycle in the driver's settings"
-            )
-        return powercycle()
-
-    def get_ancillary_files(self) -> AncillaryFiles:
-        """None so far."""
-        return AncillaryFiles()
+    @functools.cached_property
+    def host(self) -> HostOperations:
+        """The operations on the host."""
+        return HostOperations(self._settings, self._directories)
 
     # Shared by the hooks
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from hvcore import (
         AncillaryFiles,
+        Backup,
         BalloonResult,
+        Checkpoints,
         Console,
         Deadline,
         Device,
@@ -64,6 +66,11 @@ CLAIMS = (
         capability=Capability.SAVE_RESTORE,
         level=ClaimLevel.CONDITIONAL,
         reason="no device of the instance may have a state that QEMU cannot save",
+    ),
+    Claim(
+        capability=Capability.BACKUP,
+        level=ClaimLevel.CONDITIONAL,
+        reason="QEMU has to be 7.1 or later, and has to see all that is written to the disk",
     ),
     Claim(capability=Capability.RECOVER),
     Claim(
@@ -382,6 +389,35 @@ class KvmDriver:
         return self._operations.balloon_instance_memory(name, memory, deadline)
 
     @hookimpl
+    def hv_backup_instance(
+        self,
+        name: str,
+        target: str,
+        disks: tuple[str, ...] | None,
+        checkpoint: str | None,
+        since: str | None,
+        bandwidth: int,
+        tls: str | None,
+        on_progress: Callable[[Progress], object] | None,
+        deadline: Deadline,
+    ) -> Backup:
+        """Copy its disks."""
+        from hvcore_kvm.backup.operations import Wanted
+
+        wanted = Wanted(target=target, disks=disks, checkpoint=checkpoint, since=since, bandwidth=bandwidth, tls=tls)
+        return self._operations.backups.backup_instance(name, wanted, on_progress, deadline)
+
+    @hookimpl
+    def hv_list_checkpoints(self, name: str, deadline: Deadline) -> Checkpoints:
+        """What its backups can begin from."""
+        return self._operations.backups.list_checkpoints(name, deadline)
+
+    @hookimpl
+    def hv_delete_checkpoint(self, name: str, checkpoint: str, deadline: Deadline) -> Checkpoints:
+        """Forget one of them."""
+        return self._operations.backups.delete_checkpoint(name, checkpoint, deadline)
+
+    @hookimpl
     def hv_versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:
         """Whether two versions of QEMU can exchange an instance."""
         return self._operations.migration.versions_safe_for_migration(source, destination)
@@ -433,19 +469,19 @@ class KvmDriver:
     @hookimpl
     def hv_get_node_info(self, deadline: Deadline) -> NodeInfo:
         """Facts about this host."""
-        return self._operations.get_node_info(deadline)
+        return self._operations.host.get_node_info(deadline)
 
     @hookimpl
     def hv_verify(self, deadline: Deadline) -> FindingSet:
         """Whether this host can run instances well."""
-        return self._operations.verify(deadline)
+        return self._operations.host.verify(deadline)
 
     @hookimpl
     def hv_powercycle_node(self, deadline: Deadline) -> PowercycleResult:
         """Restart this host."""
-        return self._operations.powercycle_node(deadline)
+        return self._operations.host.powercycle_node(deadline)
 
     @hookimpl
     def hv_get_ancillary_files(self) -> AncillaryFiles:
         """None so far."""
-        return self._operations.get_ancillary_files()
+        return self._operations.host.get_ancillary_files()

@@ -24,6 +24,7 @@ SAVING = "saving.json"
 RESTORING = "restoring.json"
 UNSENT = "unsent.json"
 LOADED = "loaded.json"
+BACKUP = "backup.json"
 
 DeviceKind = Literal["disk", "nic", "vcpu", "rng", "params"]
 
@@ -283,3 +284,56 @@ class Loaded:
     """
 
     time: float
+
+
+@attrs.frozen(kw_only=True)
+class BackupFile:
+    """A file that a backup makes.
+
+    Attributes:
+        part: its path while it is written.
+        path: its path afterwards.
+        device: number of the file system it is on, once it is about to get its name.
+        inode: its number there.
+    """
+
+    part: str
+    path: str
+    device: int = 0
+    inode: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class BackupNodes:
+    """The block nodes of a disk that is backed up.
+
+    Attributes:
+        top: the one its device uses.
+        image: the one whose writes are kept track of.
+        lasting: a checkpoint of it is kept in its image.
+    """
+
+    top: str
+    image: str
+    lasting: bool
+
+
+@attrs.frozen(kw_only=True)
+class BackupRecord:
+    """The disks of the instance are being backed up. Written before QEMU is told.
+
+    Attributes:
+        id: tells this backup from every other.
+        checkpoint: the checkpoint that begins with it.
+        disks: the disks.
+        files: the files it makes, one for each; none on a server.
+        still: the guest was stopped for the moment that the backup is of, and is to go on.
+        copied: everything is; the files get their names.
+    """
+
+    id: str
+    checkpoint: str | None
+    disks: tuple[BackupNodes, ...]
+    files: tuple[BackupFile, ...] = ()
+    still: bool = False
+    copied: bool = False

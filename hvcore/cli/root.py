@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "save": ("hvcore.cli.saving", "Save memory and devices of an instance to a file, and stop it."),
     "restore": ("hvcore.cli.saving", "Start an instance from its file, where it was."),
     "snapshot": ("hvcore.cli.snapshots", "Keep what an instance is at a moment, and go back to it."),
+    "backup": ("hvcore.cli.backup", "Copy the disks of a running instance, as they are at one moment."),
+    "checkpoint": ("hvcore.cli.backup", "List and delete what incremental backups begin from."),
     "list": ("hvcore.cli.queries", "List the instances on this host."),
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "stats": ("hvcore.cli.stats", "Show counters of a running instance: CPU time, memory, disks and NICs."),

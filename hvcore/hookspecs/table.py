@@ -12,6 +12,7 @@ import attrs
 
 from hvcore.capabilities import Capability
 from hvcore.hookspecs import (
+    backup,
     console,
     devices,
     events,
@@ -32,6 +33,7 @@ SPECIFICATIONS: tuple[types.ModuleType, ...] = (
     snapshots,
     queries,
     devices,
+    backup,
     console,
     migration,
     host,
@@ -121,6 +123,12 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("hot_mod_device", Capability.HOTPLUG, mutating=True),
         _row("resize_disk", Capability.RESIZE_DISK, mutating=True),
         _row("balloon_instance_memory", Capability.BALLOON, mutating=True),
+    ),
+    *_topic(
+        "backup",
+        _row("backup_instance", Capability.BACKUP, mutating=True, timeout=86400.0),
+        _row("list_checkpoints", Capability.BACKUP),
+        _row("delete_checkpoint", Capability.BACKUP, mutating=True),
     ),
     *_topic(
         "console",

@@ -16,6 +16,7 @@ from hvcore import Finding, HostError, MigrationTls
 from hvcore_kvm import listen_address
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.migration.monitor import Monitor
+from hvcore_kvm.monitor import Monitor as AnyMonitor
 
 Endpoint = Literal["server", "client"]
 
@@ -27,14 +28,23 @@ _LIMIT = 1 << 20
 _OPTIONAL = ("ca-crl.pem",)
 
 
+def check_certificates(directory: str, endpoint: Endpoint, where: str) -> Iterator[Finding]:
+    """Find what is missing of the certificates in a directory; reads only.
+
+    Args:
+        directory: the directory.
+        endpoint: which side it is for.
+        where: path of what names it, for findings.
+    """
+    for name in _names(endpoint):
+        yield from listen_address.check_readable(os.path.join(directory, name), where)
+
+
 def check_credentials(tls: MigrationTls, endpoint: Endpoint) -> Iterator[Finding]:
     """Find what is missing of the certificates of one side; reads only."""
-    for name in _names(endpoint):
-        for finding in listen_address.check_readable(os.path.join(tls.directory, name), "policy.tls.directory"):
-            hint = (
-                "'hv tls init' makes certificates to try it out; tls = false sends the guest's memory readable by all"
-            )
-            yield Finding(code=finding.code, path=finding.path, message=finding.message, hint=hint)
+    for finding in check_certificates(tls.directory, endpoint, "policy.tls.directory"):
+        hint = "'hv tls init' makes certificates to try it out; tls = false sends the guest's memory readable by all"
+        yield Finding(code=finding.code, path=finding.path, message=finding.message, hint=hint)
 
 
 def add_credentials(
@@ -57,27 +67,47 @@ def add_credentials(
         HypervisorRefused: QEMU does not take them; its own words.
     """
     remove_credentials(monitor)
-    place = directory.join(_DIRECTORY)
-    try:
-        fd = _copy(place, tls.directory, endpoint, pid)
-        try:
-            added = monitor.execute("add-fd", {"opaque": CREDENTIALS}, (fd,))
-        finally:
-            os.close(fd)
-        where = {"fdset-id": added["fdset-id"], "fd": added["fd"]}
-        values = {"qom-type": "tls-creds-x509", "id": CREDENTIALS, "endpoint": endpoint, "verify-peer": True}
-        try:
-            monitor.execute("object-add", {**values, "dir": f"/proc/self/fd/{added['fd']}"})
-        finally:
-            monitor.attempt("remove-fd", where)
-    finally:
-        remove_copies(directory)
+    give_certificates(monitor, directory, tls.directory, endpoint, pid, CREDENTIALS)
     parameters: dict[str, Any] = {"tls-creds": CREDENTIALS}
     if endpoint == "server" and tls.authz is not None:
         simple = {"qom-type": "authz-simple", "id": AUTHORISATION, "identity": tls.authz}
         monitor.execute("object-add", simple)
         parameters["tls-authz"] = AUTHORISATION
     return parameters
+
+
+def give_certificates(
+    monitor: AnyMonitor, directory: InstanceDirectory, source: str, endpoint: Endpoint, pid: int, ident: str
+) -> None:
+    """Give QEMU the certificates of a directory, for whatever it is to speak TLS with.
+
+    Args:
+        monitor: of the QEMU.
+        directory: the instance's directory.
+        source: where the certificates are.
+        endpoint: which side it is.
+        pid: the QEMU's process.
+        ident: what the object in QEMU is called; there is none of that name yet.
+
+    Raises:
+        HostError: a file cannot be read or copied.
+        HypervisorRefused: QEMU does not take them; its own words.
+    """
+    place = directory.join(_DIRECTORY)
+    try:
+        fd = _copy(place, source, endpoint, pid)
+        try:
+            added = monitor.execute("add-fd", {"opaque": ident}, (fd,))
+        finally:
+            os.close(fd)
+        where = {"fdset-id": added["fdset-id"], "fd": added["fd"]}
+        values = {"qom-type": "tls-creds-x509", "id": ident, "endpoint": endpoint, "verify-peer": True}
+        try:
+            monitor.execute("object-add", {**values, "dir": f"/proc/self/fd/{added['fd']}"})
+        finally:
+            monitor.attempt("remove-fd", where)
+    finally:
+        remove_copies(directory)
 
 
 def remove_credentials(monitor: Monitor) -> None:

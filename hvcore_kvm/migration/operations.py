@@ -21,6 +21,7 @@ from hvcore import (
     Transition,
     WrongState,
 )
+from hvcore_kvm.backup.recovery import refuse_backup
 from hvcore_kvm.definition import Definition
 from hvcore_kvm.directory import QUERY, InstanceDirectory
 from hvcore_kvm.families import InterfaceEvent
@@ -220,6 +221,7 @@ class MigrationOperations:
         seen = self._alive(directory)
         if seen.record is None:
             raise RecordError("there is no record of its devices", hint="restart it", instance=directory.name)
+        refuse_backup(directory)
         return seen, seen.record
 
     def _alive(self, directory: InstanceDirectory) -> Observed:

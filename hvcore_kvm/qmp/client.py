@@ -90,8 +90,9 @@ class QmpClient:
             # Both at once: QEMU reads the command when it has greeted, which saves a turn.
             self._send(encode("qmp_capabilities", None, 0), (), deadline)
             greeting = self._receive(deadline, sent=False)
-            while "event" in greeting:
-                self._events.append(greeting)
+            while "event" in greeting or _is_answer(greeting):
+                if "event" in greeting:
+                    self._events.append(greeting)
                 greeting = self._receive(deadline, sent=False)
             version = greeting["QMP"]["version"]
             qemu = version["qemu"]
@@ -213,6 +214,10 @@ class QmpClient:
             if not data:
                 raise QmpClosed("QEMU closed its monitor", sent=sent)
             self._decoder.feed(data)
+
+
+def _is_answer(message: Message) -> bool:
+    return "return" in message or "error" in message
 
 
 def answer_of(command: str, message: Message) -> Any:

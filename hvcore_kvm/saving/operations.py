@@ -22,6 +22,7 @@ from hvcore import (
     instance_lock,
     read_definition,
 )
+from hvcore_kvm.backup.recovery import refuse_backup
 from hvcore_kvm.command_line import word
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.launch_plan import LaunchPlan
@@ -63,6 +64,7 @@ class Saver:
             seen = control.require_alive()
             if seen.unfinished:
                 raise AlreadyRunning("its start was interrupted", hint="'hv recover' puts it in order")
+            refuse_backup(directory)
             saved = save(directory, seen, path, self.compression, on_progress, deadline)
             # From here on the file counts: what cannot be ended now is ended by recover.
             control.end_saved(seen, deadline)

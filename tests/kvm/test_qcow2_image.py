@@ -47,3 +47,28 @@ def test_it_is_whole_and_can_be_written(tmp_path: Path, size: int, before: bytes
         assert "verification failed" not in said
     # What was there before is in no cluster that is counted.
     _asked("qemu-img", "check", "-f", "qcow2", str(path))
+
+
+def _made(path: Path, size: int, base: str | None = None) -> str:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        make_qcow2(fd, size, base)
+    finally:
+        os.close(fd)
+    return str(path)
+
+
+def test_it_names_what_it_is_on(tmp_path: Path) -> None:
+    """With the format, so that nobody guesses it."""
+    _made(tmp_path / "base", 1 << 20)
+    image = _made(tmp_path / "image", 1 << 20, "base")
+    found = json.loads(_asked("qemu-img", "info", "--output=json", image))
+    assert (found["backing-filename"], found["backing-filename-format"]) == ("base", "qcow2")
+    _asked("qemu-img", "check", image)
+
+
+def test_the_largest_and_what_is_larger(tmp_path: Path) -> None:
+    """What QEMU would not open is not written."""
+    _asked("qemu-img", "check", _made(tmp_path / "largest", 2 << 50))
+    with pytest.raises(ValueError, match="no room"):
+        _made(tmp_path / "larger", (2 << 50) + 512)

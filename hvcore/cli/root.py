@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("hvcore.cli.saving", "Start an instance from its file, where it was."),
     "snapshot": ("hvcore.cli.snapshots", "Keep what an instance is at a moment, and go back to it."),
     "backup": ("hvcore.cli.backup", "Copy the disks of a running instance, as they are at one moment."),
-    "checkpoint": ("hvcore.cli.backup", "List and delete what incremental backups begin from."),
+    "checkpoint": ("hvcore.cli.backup", "List and delete what incremental backups of a running instance begin from."),
     "list": ("hvcore.cli.queries", "List the instances on this host."),
     "info": ("hvcore.cli.queries", "Say what an instance is doing, or why it ended."),
     "stats": ("hvcore.cli.stats", "Show counters of a running instance: CPU time, memory, disks and NICs."),

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,11 @@ LINUX_MODULES = [
 ]
 """The kernel modules that the Linux guest loads, with what they depend on, as far as the kernel has them."""
 
+LINUX_USB_MODULES = ["xhci_pci", "ehci_pci", "uhci_hcd", "usbhid", "hid_generic", "usb_storage"]
+"""The modules that it loads besides when it is to know USB."""
+
 _KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
+_USB_KERNEL_META_PACKAGE = "linux-image-amd64"
 _BUSYBOX_PACKAGE = "busybox-static"
 _STAMP = "guest.json"
 _FORMAT = 1
@@ -90,7 +94,7 @@ class LinuxGuest:
     version: str
 
 
-def build_linux_guest(directory: Path, *, progress: Progress | None = None) -> LinuxGuest:
+def build_linux_guest(directory: Path, *, usb: bool = False, progress: Progress | None = None) -> LinuxGuest:
     """Return the Linux guest of a directory; build it there if it is not there yet.
 
     A complete guest is reused without running anything. Otherwise the kernel and busybox packages are
@@ -99,6 +103,8 @@ def build_linux_guest(directory: Path, *, progress: Progress | None = None) -> L
 
     Args:
         directory: where the guest is kept; it is made if necessary.
+        usb: with the kernel for all hardware, which is four times as much to download; the one for virtual machines
+            knows nothing of USB.
         progress: called with one line of text for each step, and for each module the kernel lacks.
 
     Returns:
@@ -109,13 +115,13 @@ def build_linux_guest(directory: Path, *, progress: Progress | None = None) -> L
     """
     report = progress or _say_nothing
     directory = Path(directory).absolute()
-    guest = _finished_guest(directory)
+    guest = _finished_guest(directory, usb)
     if guest is not None:
         return guest
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _builder_lock(directory, report):
-            return _finished_guest(directory) or _build(directory, report)
+            return _finished_guest(directory, usb) or _build(directory, usb, report)
     except OSError as error:
         reason = f"the Linux guest could not be written: {error}"
         raise GuestBuildError(reason, hint=_DIRECTORY_HINT) from error
@@ -129,16 +135,20 @@ def _script(name: str) -> bytes:
     return Path(__file__).with_name(name).read_bytes()
 
 
-def _recipe_sha256() -> str:
+def _modules(usb: bool) -> list[str]:
+    return [*LINUX_MODULES, *(LINUX_USB_MODULES if usb else ())]
+
+
+def _recipe_sha256(usb: bool) -> str:
     """Identifies what we put into a guest; a guest of another recipe is built anew."""
-    parts = [_script("linux-init.sh"), _script("linux-dhcp.sh"), " ".join(LINUX_MODULES).encode()]
+    parts = [_script("linux-init.sh"), _script("linux-dhcp.sh"), " ".join(_modules(usb)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _finished_guest(directory: Path) -> LinuxGuest | None:
+def _finished_guest(directory: Path, usb: bool) -> LinuxGuest | None:
     try:
         stamp = json.loads((directory / _STAMP).read_bytes())
-        if stamp["format"] != _FORMAT or stamp["init_sha256"] != _recipe_sha256():
+        if stamp["format"] != _FORMAT or stamp["init_sha256"] != _recipe_sha256(usb):
             return None
         guest = LinuxGuest(directory / stamp["kernel"], directory / stamp["initrd"], str(stamp["version"]))
         sizes = [guest.kernel.stat().st_size, guest.initrd.stat().st_size]
@@ -158,13 +168,13 @@ def _builder_lock(directory: Path, report: Progress) -> Iterator[None]:
         yield
 
 
-def _build(directory: Path, report: Progress) -> LinuxGuest:
+def _build(directory: Path, usb: bool, report: Progress) -> LinuxGuest:
     # We hold the lock: whoever made these is dead.
     for leftover in directory.glob(".build-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as name:
         work = Path(name)
-        packages = _download(work, report)
+        packages = _download(work, usb, report)
         root = work / "unpacked"
         for package in packages:
             report(f"unpacking {package.name}")
@@ -178,10 +188,10 @@ def _build(directory: Path, report: Progress) -> LinuxGuest:
         kernel = _only_file(root, ["boot/vmlinuz-*"], "kernel")
         version = kernel.name.removeprefix("vmlinuz-")
         report(f"packing the root file system for Linux {version}")
-        recipe = _recipe_sha256()
+        recipe = _recipe_sha256(usb)
         # The recipe is in the name, so a guest that someone is about to start never changes under them.
         initrd = work / f"initrd-{version}-{recipe[:12]}.gz"
-        initrd.write_bytes(_compress(_root_file_system(root, report)))
+        initrd.write_bytes(_compress(_root_file_system(root, _modules(usb), report)))
         kernel.chmod(0o644)
         initrd.chmod(0o644)
         stamp = {
@@ -212,9 +222,9 @@ def _only_file(root: Path, patterns: list[str], what: str) -> Path:
 # ---- packages -------------------------------------------------------------------------------------------
 
 
-def _download(work: Path, report: Progress) -> list[Path]:
+def _download(work: Path, usb: bool, report: Progress) -> list[Path]:
     try:
-        return _download_once(work, report)
+        return _download_once(work, usb, report)
     except GuestBuildError:
         # No package lists, or lists that name packages which are gone. Only root can renew them.
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -227,11 +237,11 @@ def _download(work: Path, report: Progress) -> list[Path]:
         what="the package lists could not be renewed",
         hint="check /etc/apt/sources.list and the network",
     )
-    return _download_once(work, report)
+    return _download_once(work, usb, report)
 
 
-def _download_once(work: Path, report: Progress) -> list[Path]:
-    kernel_package = _kernel_package(work)
+def _download_once(work: Path, usb: bool, report: Progress) -> list[Path]:
+    kernel_package = _kernel_package(work, _USB_KERNEL_META_PACKAGE if usb else _KERNEL_META_PACKAGE)
     report(f"downloading {kernel_package} and {_BUSYBOX_PACKAGE}")
     run_command(
         ["apt-get", *_apt_options(), "download", kernel_package, _BUSYBOX_PACKAGE],
@@ -252,17 +262,17 @@ def _apt_options() -> list[str]:
     return ["-q", "-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else ["-q"]
 
 
-def _kernel_package(work: Path) -> str:
+def _kernel_package(work: Path, meta_package: str) -> str:
     output = run_command(
-        ["apt-cache", "depends", _KERNEL_META_PACKAGE],
+        ["apt-cache", "depends", meta_package],
         cwd=work,
         timeout=_LOCAL_TIMEOUT,
-        what=f"apt knows no package {_KERNEL_META_PACKAGE}",
+        what=f"apt knows no package {meta_package}",
         hint=_APT_HINT,
     )
     match = re.search(r"^ *\|?Depends: (linux-image-\S+)$", output, re.MULTILINE)
     if match is None:
-        reason = f"the package {_KERNEL_META_PACKAGE} names no kernel"
+        reason = f"the package {meta_package} names no kernel"
         raise GuestBuildError(reason, hint=_APT_HINT, output=output)
     return match[1]
 
@@ -270,9 +280,9 @@ def _kernel_package(work: Path) -> str:
 # ---- root file system -----------------------------------------------------------------------------------
 
 
-def _root_file_system(root: Path, report: Progress) -> bytes:
+def _root_file_system(root: Path, names: Sequence[str], report: Progress) -> bytes:
     busybox = _only_file(root, ["bin/busybox", "usr/bin/busybox"], "busybox")
-    modules = _modules_in_load_order(root, report)
+    modules = _modules_in_load_order(root, names, report)
     entries = [cpio_directory(name) for name in ("bin", "dev", "etc", "mnt", "modules", "proc", "sys")]
     entries += [
         cpio_directory("tmp", 0o1777),
@@ -289,7 +299,7 @@ def _root_file_system(root: Path, report: Progress) -> bytes:
     return cpio_archive(entries)
 
 
-def _modules_in_load_order(root: Path, report: Progress) -> list[tuple[str, bytes]]:
+def _modules_in_load_order(root: Path, names: Sequence[str], report: Progress) -> list[tuple[str, bytes]]:
     folders = [folder for folder in (root / "lib/modules", root / "usr/lib/modules") if folder.is_dir()]
     files = {_module_name(file.name): file for folder in folders for file in folder.rglob("*.ko*")}
     built_in = {
@@ -313,7 +323,7 @@ def _modules_in_load_order(root: Path, report: Progress) -> list[tuple[str, byte
             add(dependency)
         order[name] = data
 
-    for name in LINUX_MODULES:
+    for name in names:
         add(name)
     return list(order.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -49,17 +50,25 @@ class Pair:
         """Keep what a QEMU reports, also when its directory has gone."""
         host = self.sides()[side]
         events = Path(host.driver.directories.state) / "instances/web1/events"
-        kept, found = host.directory / f"{side}.events", self.directory / f"{side}.events"
-        # Each host may have a file system of its own.
+        kept, found = self._elsewhere(side), self.directory / f"{side}.events"
         with contextlib.suppress(FileExistsError):
-            os.link(events, kept)
-        if not found.is_symlink():
-            found.symlink_to(kept)
+            try:
+                os.link(events, found)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # The host has a file system of its own.
+                os.link(events, kept)
+                found.symlink_to(kept)
+
+    def _elsewhere(self, side: str) -> Path:
+        place: Path = self.sides()[side].directory
+        return place / f"{side}.events"
 
     def forget(self, side: str) -> None:
         """What a QEMU has reported, before another is started there."""
         (self.directory / f"{side}.events").unlink()
-        (self.sides()[side].directory / f"{side}.events").unlink()
+        self._elsewhere(side).unlink(missing_ok=True)
 
     def accept(self, policy: MigrationPolicy, info: MigrationInfo | None = None) -> MigrationTarget:
         given = self.source.driver.migration_info("web1") if info is None else info

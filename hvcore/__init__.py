@@ -23,6 +23,11 @@ _EXPORTS: dict[str, str] = {
     "Nic": "hvcore.model.instance",
     "read_definition": "hvcore.definition",
     "with_identities": "hvcore.model.instance",
+    "find_device": "hvcore.model.instance_devices",
+    "with_device": "hvcore.model.instance_devices",
+    "with_other_device": "hvcore.model.instance_devices",
+    "without_device": "hvcore.model.instance_devices",
+    "make_qcow2": "hvcore.qcow2_image",
     # results
     "InstanceState": "hvcore.model.state",
     "TwoValueState": "hvcore.model.state",
@@ -391,6 +396,18 @@ if TYPE_CHECKING:
     from hvcore.model.instance import (
         with_identities as with_identities,
     )
+    from hvcore.model.instance_devices import (
+        find_device as find_device,
+    )
+    from hvcore.model.instance_devices import (
+        with_device as with_device,
+    )
+    from hvcore.model.instance_devices import (
+        with_other_device as with_other_device,
+    )
+    from hvcore.model.instance_devices import (
+        without_device as without_device,
+    )
     from hvcore.model.migration import (
         MigrationCompatibility as MigrationCompatibility,
     )
@@ -531,6 +548,9 @@ if TYPE_CHECKING:
     from hvcore.params.json_schema import json_schema as json_schema
     from hvcore.params.structure import structure as structure
     from hvcore.params.structure import structure_sections as structure_sections
+    from hvcore.qcow2_image import (
+        make_qcow2 as make_qcow2,
+    )
     from hvcore.records import as_plain as as_plain
     from hvcore.records import read_record as read_record
     from hvcore.records import write_record as write_record

@@ -23,11 +23,13 @@ from hvcore import (
     OutcomeUnknown,
     RecordError,
     WrongState,
+    find_device,
+    with_device,
     with_identities,
 )
 from hvcore_fake.account import look, record_key
 from hvcore_fake.disks import check_disks, check_use
-from hvcore_fake.ledger import begin, settle_devices, take_back, with_device
+from hvcore_fake.ledger import begin, settle_devices, take_back
 from hvcore_fake.parameters import check_syntax
 from hvcore_fake.plugging import as_attached, as_backend, devices_of
 from hvcore_fake.record import Attached, Change, Process, RuntimeRecord
@@ -66,13 +68,7 @@ def remove(call: Call, name: str, ident: str) -> HotplugResult:
         record, _ = running(call, name, settled)
         if f"{ident} removed" in settled:
             return HotplugResult(device=ident, done=True, detail="the guest has let go of it")
-        kinds = {device.uuid: _kind(device) for device in devices_of(record.instance)}
-        if ident not in kinds:
-            has = ", ".join(str(uuid) for uuid in kinds) or "none"
-            message = f"it has no device {ident[:60]}"
-            found = Finding(code="no-such-device", path="device", message=message, hint=f"it has {has}")
-            raise InvalidParameters("there is no such device", FindingSet([found]), instance=name)
-        change = Change(ident=ident, kind=kinds[ident], action="remove")
+        change = Change(ident=ident, kind=_kind(find_device(record.instance, ident)), action="remove")
         with transaction(call, name) as effects:
             done = unplug(call, effects, name, (change,))
     return HotplugResult(device=ident, done=done, detail="the guest has let go of it" if done else PENDING)

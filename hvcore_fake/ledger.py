@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
-from hvcore import Disk, Instance, Nic
+from hvcore import (
+    Instance,
+    without_device,
+)
 from hvcore_fake.account import record_key
 from hvcore_fake.parameters import guest_parameters
 from hvcore_fake.plugging import as_backend, devices_of
@@ -44,7 +45,10 @@ def settle_devices(world: World, name: str) -> tuple[str, ...]:
         device = process.device(change.ident)
         if device is None:
             world.close_backend(name, change.ident)
-            instance = without_device(instance, change)
+            if change.kind == "vcpu":
+                instance = attrs.evolve(instance, vcpus=instance.vcpus - 1)
+            else:
+                instance = without_device(instance, change.ident)
             said.append(f"{change.ident} {'removed' if change.action == 'remove' else 'not added'}")
         elif change.action == "add":
             said.append(f"{change.ident} added")
@@ -71,30 +75,3 @@ def align(world: World, name: str) -> None:
     for device in devices_of(record.instance):
         if process.device(device.uuid or "") is not None:
             world.open_backend(name, as_backend(device))
-
-
-def with_device(instance: Instance, device: Disk | Nic) -> Instance:
-    """A definition with one more device, the last of its kind."""
-    if isinstance(device, Disk):
-        return attrs.evolve(instance, disks=(*instance.disks, device))
-    return attrs.evolve(instance, nics=(*instance.nics, device))
-
-
-def with_other_device(instance: Instance, device: Disk | Nic) -> Instance:
-    """A definition with a device in place of the one of the same identity."""
-
-    def one(known: Any) -> Any:
-        return device if known.uuid == device.uuid else known
-
-    return attrs.evolve(instance, disks=tuple(map(one, instance.disks)), nics=tuple(map(one, instance.nics)))
-
-
-def without_device(instance: Instance, change: Change) -> Instance:
-    """A definition without a device, or with one virtual CPU less."""
-    if change.kind == "vcpu":
-        return attrs.evolve(instance, vcpus=instance.vcpus - 1)
-    return attrs.evolve(
-        instance,
-        disks=tuple(disk for disk in instance.disks if disk.uuid != change.ident),
-        nics=tuple(nic for nic in instance.nics if nic.uuid != change.ident),
-    )

@@ -22,10 +22,11 @@ from hvcore import (
     Processors,
     WrongState,
     parameter_rows,
+    with_other_device,
 )
 from hvcore_fake.account import record_key
 from hvcore_fake.hotplug import PENDING, check_device, note, plug, refuse, running, unplug
-from hvcore_fake.ledger import align, with_other_device
+from hvcore_fake.ledger import align
 from hvcore_fake.parameters import check_syntax, guest_parameters, parameter_table
 from hvcore_fake.plugging import as_backend, devices_of
 from hvcore_fake.record import Attached, Change, Process, RuntimeRecord

@@ -39,6 +39,7 @@ from hvcore import (
     Recovery,
     ResizeResult,
     Transition,
+    with_device,
     with_identities,
 )
 from hvcore_kvm import accelerator, definition, listing, observation, placement, verification
@@ -64,7 +65,6 @@ from hvcore_kvm.hotplug import (
     plan_single,
     pluggable_kind,
     support_of,
-    with_device,
 )
 from hvcore_kvm.images import Image
 from hvcore_kvm.launch import Launch, SavedGuest

@@ -31,6 +31,7 @@ _CHDIR = ("/usr/bin/env", "--chdir=/")
 """Changes the working directory where a thread cannot have one of its own."""
 
 _CLONE_FS = 0x200
+_MOMENT = 3.0
 _TERM_PATIENCE = 3.0
 
 
@@ -86,6 +87,12 @@ def is_dead(pidfd: int) -> bool:
 def wait_dead(pidfd: int, deadline: Deadline) -> bool:
     """Wait for the end of a process; true when it has ended. Reaps it if it is a child of ours."""
     return end_of(pidfd, deadline) is not None
+
+
+def ends(identity: ProcessIdentity) -> bool:
+    """The process has ended, or does so in a moment: a QEMU that dies closes its monitor first."""
+    with held(identity) as pidfd:
+        return pidfd is None or wait_dead(pidfd, Deadline.after(_MOMENT))
 
 
 @attrs.frozen(kw_only=True)

@@ -42,9 +42,20 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
         remove_groups(seen.name, directory)
     except HypervisorError as error:
         problems.append(str(error))
-    if seen.record is None:
-        return
-    definition, _ = read(seen.record.instance, families)
+    if seen.record is not None:
+        problems += _take_down(seen.record, families, announce)
+    if problems:
+        raise OperationFailed(
+            "what it had on the host could not be taken down completely: " + "; ".join(problems),
+            instance=seen.name,
+            hint="mend it and stop the instance again",
+        )
+
+
+def _take_down(record: RuntimeRecord, families: Families, announce: Callable[[InterfaceEvent], None]) -> list[str]:
+    """What the families have put up; returns what could not be taken down."""
+    problems = []
+    definition, _ = read(record.instance, families)
     for nic in definition.nics:
         try:
             plan = connection_of(definition, nic)
@@ -57,7 +68,9 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
             except (HypervisorError, OSError) as error:
                 problems.append(f"{nic.origin}: {step.name}: {error}")
         if plan.interface:
-            announce(InterfaceEvent(instance=seen.name, nic=nic.nic, interface=plan.interface, change="down"))
+            announce(
+                InterfaceEvent(instance=record.instance.name, nic=nic.nic, interface=plan.interface, change="down")
+            )
     if definition.security_model is not None:
         steps: tuple[Step, ...] = ()
         try:
@@ -70,12 +83,7 @@ def release(seen: Observed, directory: str, families: Families, announce: Callab
                     step.undo()
             except (HypervisorError, OSError) as error:
                 problems.append(f"security_model: undoing {step.name}: {error}")
-    if problems:
-        raise OperationFailed(
-            "what it had on the host could not be taken down completely: " + "; ".join(problems),
-            instance=seen.name,
-            hint="mend it and stop the instance again",
-        )
+    return problems
 
 
 def lead_to(families: Families, record: RuntimeRecord) -> None:

@@ -18,11 +18,12 @@ from hvcore import (
     OutcomeUnknown,
     ResizeResult,
     WrongState,
+    find_device,
     format_size,
 )
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hotplug.ledger import Ledger, find_device
+from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor, connect
 from hvcore_kvm.runtime import RuntimeRecord
 

@@ -12,11 +12,11 @@ from hvcore.capabilities import Capability
 from hvcore.conformance.census import take_census
 from hvcore.conformance.failure import ConformanceFailure
 from hvcore.conformance.profile import ConformanceProfile
-from hvcore.conformance.qcow2_image import empty_qcow2
 from hvcore.driver import Driver
 from hvcore.errors import HypervisorError, InstanceNotFound
 from hvcore.model.instance import Disk, Instance
 from hvcore.model.state import InstanceInfo, InstanceState
+from hvcore.qcow2_image import make_qcow2
 
 Loader = Callable[[Mapping[str, Any], Sequence[object]], Driver]
 """Loads the driver under test with these settings and extensions."""
@@ -126,7 +126,7 @@ class Subject:
         """A qcow2 disk that is there and holds nothing; it can hold snapshots."""
         path = os.path.join(self.directory, name)
         with open(path, "wb") as file:
-            file.write(empty_qcow2(size))
+            make_qcow2(file.fileno(), size)
         return Disk(path=path, format="qcow2")
 
     def missing_disk(self, name: str = "missing.raw") -> Disk:

@@ -13,12 +13,14 @@ from typing import Any
 
 import attrs
 
-from hvcore import OperationFailed
+from hvcore import (
+    OperationFailed,
+    make_qcow2,
+)
 from hvcore_kvm.backup.checkpoints import NEXT, PREFIX, DiskNode
 from hvcore_kvm.backup.target import DiskTarget
 from hvcore_kvm.block_job import cancel_jobs
 from hvcore_kvm.monitor import Monitor
-from hvcore_kvm.qcow2_image import make_qcow2
 from hvcore_kvm.runtime import BackupNodes
 
 FDSET = "hvcore-backup"

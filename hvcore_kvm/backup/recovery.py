@@ -13,10 +13,7 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.listing import read_identity
 from hvcore_kvm.migration.credentials import remove_copies
 from hvcore_kvm.monitor import Monitor
-from hvcore_kvm.process import ProcessIdentity
 from hvcore_kvm.runtime import BACKUP, SCHEMA, BackupRecord
-
-_MOMENT = 3.0
 
 
 def refuse_backup(directory: InstanceDirectory) -> None:
@@ -55,7 +52,7 @@ def settle(directory: InstanceDirectory, record: BackupRecord, deadline: Deadlin
                 whole = _settle_live(monitor, record, whole=whole, forward=forward)
         except (OutcomeUnknown, DeadlineExceeded):
             # Its monitor closes a moment before it ends.
-            if not _gone(identity):
+            if not process.ends(identity):
                 raise
             whole = whole and forward
     else:
@@ -92,12 +89,7 @@ def _has_begun(monitor: Monitor, record: BackupRecord) -> bool:
 def has_gone(directory: InstanceDirectory) -> bool:
     """The process of an instance has ended, or does so in a moment: its monitor closes first."""
     identity = read_identity(directory)
-    return identity is None or _gone(identity)
-
-
-def _gone(identity: ProcessIdentity) -> bool:
-    with process.held(identity) as pidfd:
-        return pidfd is None or process.wait_dead(pidfd, Deadline.after(_MOMENT))
+    return identity is None or process.ends(identity)
 
 
 def read_backup(directory: InstanceDirectory) -> BackupRecord | None:

@@ -1,7 +1,6 @@
 """Changing the devices of a running instance."""
 
 from hvcore_kvm.hotplug.device_plan import plan_of
-from hvcore_kvm.hotplug.ledger import with_device
 from hvcore_kvm.hotplug.modification import pluggable, pluggable_kind
 from hvcore_kvm.hotplug.plugging import Plugging, support_of
 from hvcore_kvm.hotplug.single_plan import PlannedDevice, plan_single
@@ -14,5 +13,4 @@ __all__ = [
     "pluggable",
     "pluggable_kind",
     "support_of",
-    "with_device",
 ]

@@ -27,6 +27,9 @@ from hvcore import (
     RecordError,
     Step,
     WrongState,
+    find_device,
+    with_device,
+    with_other_device,
 )
 from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
@@ -34,7 +37,7 @@ from hvcore_kvm.families import Families, InterfaceEvent, NicPlan
 from hvcore_kvm.hotplug.addition import Addition
 from hvcore_kvm.hotplug.connection import can_move, move
 from hvcore_kvm.hotplug.device_plan import DevicePlan
-from hvcore_kvm.hotplug.ledger import Ledger, find_device, with_device, with_other_device
+from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.live_parameters import ParameterChange
 from hvcore_kvm.hotplug.medium import change_medium
 from hvcore_kvm.hotplug.modification import FIXED_BUSES, Modification, all_limits, modification_of

@@ -6,14 +6,25 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 
-from hvcore import Deadline, Disk, Finding, FindingSet, HotplugResult, HypervisorRefused, InvalidParameters
+from hvcore import (
+    Deadline,
+    Disk,
+    Finding,
+    FindingSet,
+    HotplugResult,
+    HypervisorRefused,
+    InvalidParameters,
+    find_device,
+    with_other_device,
+    without_device,
+)
 from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.hotplug.connection import moves
-from hvcore_kvm.hotplug.ledger import Ledger, find_device, kind_of, with_other_device, without_device
+from hvcore_kvm.hotplug.ledger import Ledger, kind_of
 from hvcore_kvm.hotplug.monitor import UNPLUG_REFUSED, Monitor
 from hvcore_kvm.hotplug.processors import settle_processor
 from hvcore_kvm.hotplug.rng import settle_rng

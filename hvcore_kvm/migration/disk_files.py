@@ -12,9 +12,11 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable
 
-from hvcore import HostError
+from hvcore import (
+    HostError,
+    make_qcow2,
+)
 from hvcore_kvm.migration.disk_places import Place
-from hvcore_kvm.qcow2_image import make_qcow2
 from hvcore_kvm.runtime import DiskFile
 
 _MODE = 0o600

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import attrs
 
 from hvcore import ALL_DISKS, Disk, Finding, Instance, MigrationPolicy, boot_id, checks, format_size, param
+from hvcore_kvm.block_nodes import attached_nodes
 from hvcore_kvm.definition import Definition, DiskDefinition
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.images import Image, check_image
@@ -102,17 +103,6 @@ def sent_images(monitor: Monitor, instance: Instance) -> tuple[SentImage, ...]:
             SentImage(uuid=disk.uuid or "", size=size, allocated=allocated, identities=image_identities(disk.path))
         )
     return tuple(found)
-
-
-def attached_nodes(monitor: Monitor) -> Mapping[str, Mapping[str, Any]]:
-    """What QEMU says of the block node on top, by id of the device that the guest sees."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for row in monitor.execute("query-block"):
-        inserted = row.get("inserted")
-        # A device has its backend below it: /machine/peripheral/ID/virtio-backend.
-        for part in str(row.get("qdev") or "").split("/") if isinstance(inserted, dict) else ():
-            found[part] = inserted
-    return found
 
 
 def image_identities(path: str) -> tuple[str, ...]:

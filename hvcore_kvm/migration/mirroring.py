@@ -12,8 +12,8 @@ from typing import Any
 
 from hvcore import Deadline, MigrationPolicy, MigrationTarget, OperationFailed
 from hvcore_kvm.block_job import cancel_jobs, job_states, wait_jobs
+from hvcore_kvm.block_nodes import attached_nodes
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.migration.disk_places import attached_nodes
 from hvcore_kvm.migration.disk_progress import KIND, mirror_id, mirror_states
 from hvcore_kvm.migration.exporting import connect_disks
 from hvcore_kvm.migration.monitor import Monitor

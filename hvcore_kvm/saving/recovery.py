@@ -42,12 +42,10 @@ def undo_save(directory: InstanceDirectory, saving: Saving, deadline: Deadline) 
         except QmpRefused as error:
             raise OperationFailed(f"the guest cannot go on: QEMU refuses {error}", code="undo-failed") from error
         except QmpError as error:
-            with process.held(identity) as pidfd:
-                # Its monitor closes a moment before it ends.
-                if pidfd is not None and not process.wait_dead(pidfd, Deadline.after(_MOMENT)):
-                    raise OutcomeUnknown(
-                        f"QEMU does not answer: {error}", hint="'hv recover' lets the guest go on once QEMU answers"
-                    ) from error
+            if not process.ends(identity):
+                raise OutcomeUnknown(
+                    f"QEMU does not answer: {error}", hint="'hv recover' lets the guest go on once QEMU answers"
+                ) from error
     discard_part(directory)
     directory.remove(SAVING)
 

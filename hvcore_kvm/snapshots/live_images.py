@@ -13,6 +13,7 @@ import attrs
 
 from hvcore import DeadlineExceeded, HypervisorRefused, Instance, OperationFailed
 from hvcore_kvm.block_job import dismiss_jobs, job_states, wait_jobs
+from hvcore_kvm.block_nodes import attached_nodes
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.monitor import Monitor
 
@@ -45,17 +46,14 @@ class LiveImage:
 
 def live_images(monitor: Monitor, instance: Instance) -> tuple[LiveImage, ...]:
     """The images of the writable disks of an instance, in their order; without those that QEMU does not have."""
-    roots: dict[str, str] = {}
-    for backend in monitor.execute("query-block"):
-        for part in str(backend.get("qdev") or "").split("/"):
-            roots[part] = str((backend.get("inserted") or {}).get("node-name", ""))
+    attached = attached_nodes(monitor)
     nodes = {row["node-name"]: row for row in monitor.execute("query-named-block-nodes", {"flat": True})}
     found = []
     for disk in instance.disks:
         if disk.read_only:
             continue
         uuid = disk.uuid or ""
-        root = nodes.get(roots.get(device_id("disk", uuid), ""))
+        root = nodes.get(str(attached.get(device_id("disk", uuid), {}).get("node-name", "")))
         below = nodes.get(device_id("image", uuid))
         row = below if below is not None and root is not None and root["drv"] != below["drv"] == "qcow2" else root
         if row is not None:

@@ -30,7 +30,6 @@ from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.snapshots import live_images, still_image
 from hvcore_kvm.snapshots.record import BEFORE, Shelf, Undertaking
 
-_MOMENT = 3.0
 _STANDING = ("paused", "prelaunch")
 
 
@@ -65,7 +64,7 @@ def settle(
         try:
             completed = _Live(shelf, undertaking, undo).settle(directory, seen, deadline)
         except (NotRunning, DeadlineExceeded, OutcomeUnknown):
-            if not _ends(seen):
+            if seen.process is not None and not process.ends(seen.process.identity):
                 raise
     if completed is None:
         completed = _Still(shelf, undertaking, undo).settle(deadline)
@@ -77,14 +76,6 @@ def settle(
         outcome="completed" if completed else "undone",
         detail=f"snapshot {name}",
     )
-
-
-def _ends(seen: Observed) -> bool:
-    """Whether the process of an instance is gone; its monitor closes a moment before."""
-    if seen.process is None:
-        return True
-    with process.held(seen.process.identity) as pidfd:
-        return pidfd is None or process.wait_dead(pidfd, Deadline.after(_MOMENT))
 
 
 @attrs.frozen

@@ -237,6 +237,70 @@ def host(make_host: Callable[..., Host]) -> Host:
     return make_host()
 
 
+_KILLED = """
+import json, os, signal, sys
+import hvcore
+from hvcore_kvm.qmp import client
+settings, words, cut = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+driver = hvcore.load_driver("kvm", settings)
+seen = 0
+
+def count():
+    global seen
+    seen += 1
+    if seen == cut:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.posix_spawn", "subprocess.Popen",
+          "socket.bind", "socket.connect", "signal.pidfd_send_signal")
+
+def watch(event, args):
+    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event in EVENTS:
+        count()
+
+send = client.QmpClient._send
+def sending(self, data, *args):
+    # How often it looks at a job differs from run to run.
+    looks = b"query-jobs" in data
+    looks or count()
+    send(self, data, *args)
+    looks or count()
+client.QmpClient._send = sending
+write = hvcore.Journal._write
+def writing(self, entry):
+    write(self, entry)
+    count()
+hvcore.Journal._write = writing
+BEFORE
+sys.addaudithook(watch)
+OPERATION
+print(seen)
+"""
+
+
+@pytest.fixture
+def cut_short(host: Any) -> Callable[..., int | None]:
+    """Carries out an operation in a host application of its own that is killed at the n-th thing it does.
+
+    That is a file opened for writing, renamed, linked or removed, a directory made or removed, a process started, a
+    signal sent, a line of a journal, and a message to QEMU, before and after it. The operation is a piece of a program
+    that has the ``driver`` and the ``words`` it is given; what comes ``before`` it does not count. Returns how many
+    things there were, if it was not killed.
+    """
+
+    def run(operation: str, *words: Any, cut: int, before: str = "") -> int | None:
+        program = _KILLED.replace("BEFORE", before).replace("OPERATION", operation)
+        command = [sys.executable, "-c", program, json.dumps(host.settings), json.dumps(words), str(cut)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == -signal.SIGKILL:
+            return None
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    return run
+
+
 class Shell:
     """The root shell of a Linux guest, on its serial console."""
 

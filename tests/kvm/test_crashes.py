@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +17,15 @@ PATIENCE = 30.0
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
-# Kills itself at the n-th thing it does to the host: a file opened for writing, renamed, removed, a directory made
-# or removed, a process started, a signal or a message sent. Prints how many there were when it gets to the end.
-_APPLICATION = """
-import json, os, signal, sys
-import hvcore
-settings, definition, operation, cut = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-driver = hvcore.load_driver("kvm", settings)
-seen = 0
-
-def count(*_):
-    global seen
-    seen += 1
-    if seen == cut:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def watch(event, args):
-    if event == "open":
-        writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if not writes:
-            return
-    elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.posix_spawn", "socket.bind",
-                       "os.link", "socket.connect", "signal.pidfd_send_signal"):
-        return
-    count()
-
-from hvcore_kvm.qmp import client
-send = client.QmpClient._send
-def sending(self, *args):
-    count()
-    send(self, *args)
-    count()
-client.QmpClient._send = sending
-write = hvcore.Journal._write
-def writing(self, entry):
-    write(self, entry)
-    count()
-hvcore.Journal._write = writing
-driver.check_parameter_syntax(definition)
-sys.addaudithook(watch)
-if operation == "start":
-    driver.start_instance(definition)
-elif operation == "stop":
-    driver.stop_instance(definition["name"], force=True)
-elif operation == "graceful":
-    driver.stop_instance(definition["name"], timeout=30, escalate=False)
-elif operation == "pause":
-    driver.pause_instance(definition["name"])
-elif operation == "reboot":
-    driver.reboot_instance(definition["name"], mode="hard")
-elif operation == "save":
-    driver.save_instance(definition["name"], os.environ["SAVED"])
-elif operation == "restore":
-    driver.restore_instance(os.environ["SAVED"])
-print(seen)
-"""
-
-
-def _crash(host: Any, definition: dict[str, Any], operation: str, cut: int) -> int | None:
-    """Run an operation in a host application that is killed at a cut; returns the number of cuts if it was not."""
-    command = [sys.executable, "-c", _APPLICATION, json.dumps(host.settings), json.dumps(definition)]
-    environment = {**os.environ, "SAVED": str(host.directory / "saved")}
-    done = subprocess.run(
-        [*command, operation, str(cut)], capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
-    if done.returncode == -9:
-        return None
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+OPERATIONS = {
+    "start": "driver.start_instance(words[0])",
+    "stop": "driver.stop_instance('web1', force=True)",
+    "graceful": "driver.stop_instance('web1', timeout=30, escalate=False)",
+    "pause": "driver.pause_instance('web1')",
+    "reboot": "driver.reboot_instance('web1', mode='hard')",
+    "save": "driver.save_instance('web1', words[1])",
+    "restore": "driver.restore_instance(words[1])",
+}
 
 
 def _qemus(host: Any) -> list[int]:
@@ -161,7 +100,7 @@ _RICH = pytest.mark.skipif(bool(_LACKING), reason=f"there is no {', '.join(_LACK
         pytest.param("stop", "rich", marks=_RICH),
     ],
 )
-def test_killed_at_every_cut(host: Any, operation: str, kind: str) -> None:
+def test_killed_at_every_cut(host: Any, cut_short: Any, operation: str, kind: str) -> None:
     """After each cut, recovery accounts for the instance and nothing is left of what was half done."""
     definition = _definition(host, kind)
     # What the program can do is asked once and kept: otherwise the first runs would have more cuts than the last.
@@ -177,7 +116,9 @@ def test_killed_at_every_cut(host: Any, operation: str, kind: str) -> None:
             host.driver.start_instance(definition)
         if operation == "restore":
             host.driver.save_instance("web1", str(saved))
-        finished = _crash(host, definition, operation, cut)
+        finished = cut_short(
+            OPERATIONS[operation], definition, str(saved), cut=cut, before="driver.check_parameter_syntax(words[0])"
+        )
         for console in host.consoles:
             console.close()
         host.consoles.clear()

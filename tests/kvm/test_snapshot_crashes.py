@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import attrs
@@ -24,49 +23,10 @@ IGNORING = 0x1012
 STRIDES = {"create": 5, "revert": 7, "start": 23, "delete": 5, "disks": 7}
 """Not every cut is tried: there are many."""
 
-# Kills itself at the n-th thing it does to the host or tells QEMU; prints how many there were if it gets to the end.
-_APPLICATION = """
-import json, os, signal, sys
-import hvcore
-settings, operation, cut = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-driver = hvcore.load_driver("kvm", settings)
-seen = 0
-
-def count(*_):
-    global seen
-    seen += 1
-    if seen == cut:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def watch(event, args):
-    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.posix_spawn", "subprocess.Popen",
-                           "socket.connect", "signal.pidfd_send_signal"):
-        count()
-
-from hvcore_kvm.qmp import client
-send = client.QmpClient._send
-def sending(self, *args):
-    count()
-    send(self, *args)
-    count()
-client.QmpClient._send = sending
-sys.addaudithook(watch)
-if operation == "create":
-    driver.create_snapshot("web1", "second")
-elif operation == "delete":
-    driver.delete_snapshot("web1", "second")
-else:
-    driver.revert_snapshot("web1", "first")
-print(seen)
-"""
-
-
-def _killed(host: Any, operation: str, cut: int) -> bool:
-    command = [sys.executable, "-c", _APPLICATION, json.dumps(host.settings), operation, str(cut)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode in (0, -9), done.stderr
-    return done.returncode == -9
+CREATE = "driver.create_snapshot('web1', 'second')"
+DELETE = "driver.delete_snapshot('web1', 'second')"
+REVERT = "driver.revert_snapshot('web1', 'first')"
+OPERATIONS = {"create": CREATE, "delete": DELETE, "revert": REVERT, "start": REVERT, "disks": REVERT}
 
 
 def _ask(host: Any, line: str) -> str:
@@ -106,7 +66,7 @@ def _state(host: Any) -> InstanceState:
 
 
 @pytest.mark.parametrize("operation", STRIDES)
-def test_killed_at_a_cut(host: Any, operation: str) -> None:
+def test_killed_at_a_cut(host: Any, cut_short: Any, operation: str) -> None:
     """What was begun is completed or taken back by recover, disks and memory together, and nothing is left of it."""
     disk = attrs.evolve(host.qcow2_disk(), uuid=UUID)
     definition = host.instance(disks=[disk])
@@ -126,7 +86,7 @@ def test_killed_at_a_cut(host: Any, operation: str) -> None:
             _write(host, 0x22)
         if operation == "delete" and _kept(host, disk.path)[0] == ["first"]:
             host.driver.create_snapshot("web1", "second")
-        killed = _killed(host, operation, cut)
+        killed = cut_short(OPERATIONS[operation], cut=cut) is None
         found = host.driver.recover("web1").instances
         assert all(one.outcome in ("completed", "undone") for one in found), f"cut {cut}: {found}"
         assert not [one for one in host.files() if one.endswith("snapshotting.json")], f"cut {cut}: {found}"
@@ -158,7 +118,7 @@ def test_killed_at_a_cut(host: Any, operation: str) -> None:
     assert cut > 3 * STRIDES[operation]
 
 
-def test_the_next_operation_completes_it(host: Any) -> None:
+def test_the_next_operation_completes_it(host: Any, cut_short: Any) -> None:
     """A guest that stands still because a revert was killed goes on when it is resumed, as what it was."""
     disk = attrs.evolve(host.qcow2_disk(), uuid=UUID)
     definition = host.instance(disks=[disk])
@@ -169,7 +129,7 @@ def test_the_next_operation_completes_it(host: Any) -> None:
     while _state(host) is InstanceState.RUNNING:
         host.driver.recover("web1")
         cut += 5
-        assert _killed(host, "revert", cut)
+        assert cut_short(REVERT, cut=cut) is None
     assert host.driver.resume_instance("web1").after is InstanceState.RUNNING
     assert not [one for one in host.files() if one.endswith("snapshotting.json")]
     assert _is(disk.path, 0x22)
@@ -177,7 +137,7 @@ def test_the_next_operation_completes_it(host: Any) -> None:
     # And of one that was stopped, a start.
     host.driver.stop_instance("web1", force=True)
     for cut in (8, 12):
-        assert _killed(host, "start", cut)
+        assert cut_short(REVERT, cut=cut) is None
         host.driver.start_instance(definition)
         assert _kept(host, disk.path) == (["first"], ["first"])
         assert _is(disk.path, 0x22)

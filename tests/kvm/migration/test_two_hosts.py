@@ -214,6 +214,18 @@ def applications(lab: Lab, tmp_path: Path, shared_cache: Path) -> Iterator[tuple
         application.end()
 
 
+def _linux_guest(linux: LinuxGuest, *words: str) -> dict[str, Any]:
+    params = {
+        "machine": "q35",
+        "accel": "tcg",
+        "cpu_model": "qemu64",
+        "kernel": str(linux.kernel),
+        "initrd": str(linux.initrd),
+        "cmdline": " ".join((LINUX_COMMAND_LINE, *words)),
+    }
+    return {"name": "web1", "memory": "160MiB", "params": params}
+
+
 def _attach(application: Application, serial: Callable[[str], Any]) -> Any:
     return serial(application.get_instance_console("web1").socket_path)
 
@@ -239,16 +251,7 @@ def test_linux_goes_over_with_all_it_has(
     disk = tmp_path / "disk.raw"
     disk.write_bytes(os.urandom(1 << 20))
     definition = {
-        "name": "web1",
-        "memory": "160MiB",
-        "params": {
-            "machine": "q35",
-            "accel": "tcg",
-            "cpu_model": "qemu64",
-            "kernel": str(linux.kernel),
-            "initrd": str(linux.initrd),
-            "cmdline": f"{LINUX_COMMAND_LINE} hv.ip={lab.address(3)}/24",
-        },
+        **_linux_guest(linux, f"hv.ip={lab.address(3)}/24"),
         "disks": [{"path": str(disk), "format": "raw"}],
         "nics": [{"mode": "bridged", "link": "br0"}],
         # The page faults of the kernel are handled over userfaultfd, which a confined QEMU has not.
@@ -458,19 +461,7 @@ def test_linux_goes_over_with_disks_that_only_one_host_has(
     disks = [tmp_path / "local" / name for name in ("a.raw", "b.qcow2")]
     for disk in disks:
         _run("qemu-img", "create", "-q", "-f", disk.suffix[1:], str(tmp_path / "here/local" / disk.name), "4M")
-    definition = {
-        "name": "web1",
-        "memory": "160MiB",
-        "params": {
-            "machine": "q35",
-            "accel": "tcg",
-            "cpu_model": "qemu64",
-            "kernel": str(linux.kernel),
-            "initrd": str(linux.initrd),
-            "cmdline": LINUX_COMMAND_LINE,
-        },
-        "disks": [{"path": str(disk), "format": disk.suffix[1:]} for disk in disks],
-    }
+    definition = {**_linux_guest(linux), "disks": [{"path": str(disk), "format": disk.suffix[1:]} for disk in disks]}
     here.start_instance(definition, paused=True)
     console = _attach(here, serial)
     here.resume_instance("web1")

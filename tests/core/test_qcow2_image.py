@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvcore_kvm.qcow2_image import make_qcow2
+from hvcore import make_qcow2
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img to look at them with")
 

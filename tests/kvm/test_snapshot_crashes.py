@@ -96,6 +96,8 @@ def test_killed_at_a_cut(host: Any, cut_short: Any, operation: str) -> None:
         if operation == "disks":
             assert _state(host) is InstanceState.STOPPED
             assert killed or _is(disk.path, 0x11)
+            outcomes = {one.outcome for one in found}
+            assert outcomes <= {"completed" if _is(disk.path, 0x11) else "undone"}, f"cut {cut}: {found}"
         elif _state(host) is InstanceState.STOPPED:
             assert operation == "start", f"cut {cut}: {found}"
             assert _is(disk.path, 0x22), f"cut {cut}: {found}"
@@ -108,6 +110,8 @@ def test_killed_at_a_cut(host: Any, cut_short: Any, operation: str) -> None:
             assert ignores == (now == 0x22), f"cut {cut}: memory and disk are not of the same moment; {found}"
             if operation in ("revert", "start"):
                 assert killed or now == 0x11
+            outcomes = {one.outcome for one in found if one.operation == "revert_snapshot"}
+            assert outcomes <= {"completed" if now == 0x11 else "undone"}, f"cut {cut}: {found}"
         if operation == "start":
             host.driver.stop_instance("web1", force=True)
         if operation == "create" and names == ["first", "second"]:

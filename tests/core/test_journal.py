@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,32 @@ def test_no_file_no_journal(tmp_path: Path) -> None:
         journal.run(_step(log, "a", fails=True))
     assert log == ["do a", "undo a"]
     assert unfinished(str(tmp_path / "nothing")) == []
+
+
+def _fill(journal: Journal) -> None:
+    """From now on there is no room for what it writes."""
+    assert journal._fd is not None
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, journal._fd)
+    os.close(full)
+
+
+def test_what_cannot_be_written_is_undone_all_the_same(tmp_path: Path) -> None:
+    """A step for which there is no room is not done, and those before it are taken back."""
+    log: list[str] = []
+    path = tmp_path / "journal"
+    with pytest.raises(HostError, match="No space left") as refused, Journal(str(path), "start") as journal:
+        journal.run(_step(log, "a"))
+        _fill(journal)
+        journal.run(_step(log, "b"))
+    assert log == ["do a", "undo a"]
+    assert refused.value.hint is not None
+    assert not path.exists()
+
+
+def test_one_that_cannot_be_begun_leaves_no_descriptor() -> None:
+    """Where there is no room for its first line."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(HostError, match="No space left"), Journal("/dev/full", "start"):
+        pass
+    assert os.listdir("/proc/self/fd") == before

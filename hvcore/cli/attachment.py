@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from hvcore.cli.terminal import connect, open_terminal
-from hvcore.console_clients import console_holder, describe_holder
+from hvcore.console_clients import describe_holder
 from hvcore.errors import DeadlineExceeded, InstanceBusy, NotRunning, UnsupportedOperation
 from hvcore.model.console import Console, ConsoleHolder
 from hvcore.unix_clients import unix_clients
@@ -63,14 +63,19 @@ def attached(console: Console, take_over: Callable[[], object] | None = None) ->
         os.close(fd)
 
 
-def successor(console: Console) -> ConsoleHolder | None:
-    """Who holds a console, or is about to, after it has let us go."""
-    if console.socket_path is None:
+def successor(console: Console, client: int) -> ConsoleHolder | None:
+    """Who holds a console, or is about to, after it has let us go.
+
+    Args:
+        console: the console.
+        client: our connection. QEMU may have shut it down and not closed it yet.
+    """
+    clients = None if console.socket_path is None else unix_clients(console.socket_path)
+    if clients is None:
         return None
-    clients = unix_clients(console.socket_path)
-    if clients is None or not (clients.connected or clients.waiting):
-        return None
-    return console_holder(console.socket_path) or describe_holder(clients.waiting)
+    ours = os.fstat(client).st_ino
+    others = [tuple(inode for inode in inodes if inode != ours) for inodes in (clients.connected, clients.waiting)]
+    return next((describe_holder(inodes) for inodes in others if inodes), None)
 
 
 def words_for(holder: ConsoleHolder) -> str:

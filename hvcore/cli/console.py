@@ -149,7 +149,7 @@ def _attach(driver: Driver, console: Console, client: int, begin: Callable[[], o
         taken = None
         if ended is Ended.CLOSED:
             # Who takes a console over has connected before we are made to go.
-            taken = successor(console)
+            taken = successor(console, client)
             if taken is None and pidfd is not None:
                 # The console closes a moment before its process ends; only then is it known why.
                 select.select([pidfd], [], [], _END_SECONDS)

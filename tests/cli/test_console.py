@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from hvcore import Console
+from hvcore.cli.attachment import successor
+
 pytestmark = pytest.mark.qemu
 
 SOON = 60.0
@@ -250,6 +253,21 @@ def test_the_second_is_told_who_is_first_and_may_take_over(hv: Hv, instance_file
         assert first.wait(SOON) == 0
         second.stdin.write(b"\x1d")
         assert second.wait(SOON) == 0
+
+
+def test_who_has_been_shut_out_is_not_its_own_successor(tmp_path: Path) -> None:
+    """The server may not have closed our connection yet; who waits behind it is who comes next."""
+    path = str(tmp_path / "console")
+    console = Console(instance="web1", kind="serial", socket_path=path)
+    with socket.create_server(path, family=socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as ours:
+        ours.connect(path)
+        with server.accept()[0]:
+            assert successor(console, ours.fileno()) is None
+            with socket.socket(socket.AF_UNIX) as next_one:
+                next_one.connect(path)
+                found = successor(console, ours.fileno())
+                assert found is not None
+                assert found.pid == os.getpid()
 
 
 def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file: Path) -> None:

@@ -111,6 +111,14 @@ class Host:
         assert found is not None
         return found
 
+    def open_files(self, name: str = "web1") -> list[str]:
+        """What the descriptors of an instance's QEMU lead to, but for those it closes while they are looked at."""
+        found = []
+        for descriptor in Path(f"/proc/{self.pid(name)}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(str(descriptor.readlink()))
+        return found
+
     def wait_end(self, name: str = "web1") -> None:
         """Wait until the process of an instance has ended."""
         rows = {row.name: row for row in self.driver.list_instances().instances}

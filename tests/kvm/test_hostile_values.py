@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import typing
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -189,7 +188,7 @@ def _named(host: Any, value: str) -> str:
 
 def _opened(host: Any) -> set[str]:
     """Files below the test's directory that QEMU has open, beside those of every instance."""
-    links = {str(fd.readlink()) for fd in Path(f"/proc/{host.pid()}/fd").iterdir()}
+    links = host.open_files()
     return {link for link in links if link.startswith(str(host.directory)) and "/state/" not in link}
 
 

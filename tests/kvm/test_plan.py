@@ -31,8 +31,7 @@ def test_a_start_runs_what_was_planned(host: Any) -> None:
     assert sorted(environment) == [f"{name}={value}".encode() for name, value in plan.environment]
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
     # QEMU keeps duplicates of what -add-fd names under numbers of its own.
-    targets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-    assert {disk.path for disk in instance.disks} <= targets
+    assert {disk.path for disk in instance.disks} <= set(host.open_files())
     numbers = {int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir()}
     assert {fd.number for fd in plan.fds if "socket" in fd.purpose} <= numbers
 
@@ -45,7 +44,7 @@ def test_no_descriptor_of_ours_leaks_into_qemu(host: Any, tmp_path: Path) -> Non
     os.set_inheritable(secret, True)
     try:
         host.driver.start_instance(host.instance())
-        targets = {str(fd.readlink()) for fd in Path(f"/proc/{host.pid()}/fd").iterdir()}
+        targets = host.open_files()
     finally:
         os.close(secret)
     assert str(tmp_path / "secret") not in targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -261,7 +262,8 @@ class Probe:
         """How many open files of the process have a text in their name."""
         found = 0
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
-            found += text in str(entry.readlink())
+            with contextlib.suppress(FileNotFoundError):  # it was closed while we looked
+                found += text in str(entry.readlink())
         return found
 
     def mapping(self, text: str, size: int | None = None) -> dict[str, str]:

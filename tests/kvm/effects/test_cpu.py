@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -142,4 +143,8 @@ def test_one_mask_holds_for_the_whole_process(begin: Any) -> None:
     with begin({"vcpus": 2, "params": {"cpu_pin": _LAST, "iothreads": 1}}) as probe:
         threads = probe.threads()
         assert len(threads) > 3
-        assert {probe.affinity(thread) for thread in threads} == {_LAST}
+        seen = set()
+        for thread in threads:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a worker that has ended
+                seen.add(probe.affinity(thread))
+        assert seen == {_LAST}

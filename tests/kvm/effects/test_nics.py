@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -87,9 +88,10 @@ def bridge() -> Iterator[str]:
 def _tun_flags(probe: Probe) -> int:
     """What the kernel says of the NIC's tap (``IFF_...`` of ``linux/if_tun.h``)."""
     for entry in Path(f"/proc/{probe.pid}/fdinfo").iterdir():
-        for line in entry.read_text().splitlines():
-            if line.startswith("iff:"):
-                return int(Path(f"/sys/class/net/{line.split()[1]}/tun_flags").read_text(), 16)
+        with contextlib.suppress(FileNotFoundError):  # it was closed while we looked
+            for line in entry.read_text().splitlines():
+                if line.startswith("iff:"):
+                    return int(Path(f"/sys/class/net/{line.split()[1]}/tun_flags").read_text(), 16)
     raise AssertionError("QEMU has no tap")
 
 

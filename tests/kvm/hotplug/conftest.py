@@ -36,11 +36,7 @@ class Whole:
             self.chardevs = sorted(row["label"] for row in ask("query-chardev"))
             self.nodes = sorted(row["node-name"] for row in ask("query-named-block-nodes", flat=True))
             self.sets = sorted(row["fdset-id"] for row in ask("query-fdsets"))
-        fds = Path(f"/proc/{host.pid()}/fd")
-        self.files = []
-        for fd in fds.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # of the connection that has just been closed
-                self.files.append(str(os.readlink(fd)).partition(":[")[0])
+        self.files = [name.partition(":[")[0] for name in host.open_files()]
         # How many connections and timers there are at this moment is QEMU's business.
         self.files = sorted(name for name in self.files if name not in ("socket", "anon_inode"))
         # Those it has open; others on the host are those of other tests.

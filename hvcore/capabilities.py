@@ -20,6 +20,7 @@ class Capability(enum.StrEnum):
     BACKUP = "backup"
     RECOVER = "recover"
     SNAPSHOT = "snapshot"
+    SNAPSHOT_EXTERNAL = "snapshot-external"
     STATS = "stats"
     VERIFY_INSTANCE = "verify-instance"
     HOTPLUG = "hotplug"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hvcore.capabilities import Capability
 from hvcore.errors import InvalidParameters
 from hvcore.model.instance import Instance
 from hvcore.model.names import check_snapshot_name
@@ -26,6 +27,7 @@ class SnapshotMethods(Passage):
         snapshot: str,
         *,
         memory: bool | None = None,
+        external: bool = False,
         on_progress: Callable[[Progress], object] | None = None,
         timeout: float | None = None,
     ) -> Snapshot:
@@ -34,7 +36,8 @@ class SnapshotMethods(Passage):
         Args:
             instance: the instance, or just its name; an `Instance` for one that is not alive.
             snapshot: a name for it: a letter, then letters, digits, ``.``, ``_`` and ``-``.
-            memory: keep memory and devices as well; by default for an instance that is alive.
+            memory: keep memory and devices as well; by default for an instance that is alive, unless it is external.
+            external: leave the images as they are from now on: what is written goes to overlays beside them.
             on_progress: called with how far it is.
             timeout: seconds until it must be done; else there is no snapshot.
         """
@@ -43,6 +46,12 @@ class SnapshotMethods(Passage):
         name = checked_name(instance)
         if memory is not None and type(memory) is not bool:
             raise self._stamp(invalid_argument("memory", "is neither true nor false nor None", name), operation, name)
+        if type(external) is not bool:
+            raise self._stamp(invalid_argument("external", "is neither true nor false", name), operation, name)
+        if external:
+            self._require(Capability.SNAPSHOT_EXTERNAL, operation, name)
+            if memory:
+                raise self._stamp(invalid_argument("memory", "is not kept beside the disks", name), operation, name)
         return self._call(
             operation,
             name,
@@ -51,6 +60,7 @@ class SnapshotMethods(Passage):
             instance=self._checked(instance) if isinstance(instance, Instance) else None,
             snapshot=snapshot,
             memory=memory,
+            external=external,
             on_progress=on_progress,
             deadline=...,
         )

@@ -27,6 +27,7 @@ from hvcore_fake.life import finish, launch, put_in_order
 from hvcore_fake.parameters import without_secrets
 from hvcore_fake.record import Process
 from hvcore_fake.recovery import settle
+from hvcore_fake.snapshots import refuse_overlays
 from hvcore_fake.transaction import Call, Transaction, journal_key, transaction
 from hvcore_fake.world import World, process_key
 
@@ -140,6 +141,7 @@ def cleanup(call: Call, name: str) -> Transition:
         settle(world, name)
         before = look(world, name)
         _refuse_alive(before)
+        refuse_overlays(world, name)
         kept = [key for key in account_keys(name) if world.store.exists(key)]
         if kept:
             with transaction(call, name) as effects:

@@ -53,6 +53,7 @@ _CAPABILITIES = (
     Capability.SAVE_RESTORE,
     Capability.RECOVER,
     Capability.SNAPSHOT,
+    Capability.SNAPSHOT_EXTERNAL,
     Capability.STATS,
     Capability.VERIFY_INSTANCE,
     Capability.HOTPLUG,

@@ -18,6 +18,7 @@ class SnapshotHooks(SavingHooks):
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Snapshot:
@@ -26,7 +27,7 @@ class SnapshotHooks(SavingHooks):
             "create_snapshot",
             name,
             deadline,
-            lambda call: snapshots.create(call, name, instance, snapshot, memory, on_progress),
+            lambda call: snapshots.create(call, name, instance, snapshot, memory, external, on_progress),
         )
 
     @hookimpl

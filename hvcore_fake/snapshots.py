@@ -58,6 +58,7 @@ def create(
     instance: Instance | None,
     snapshot: str,
     memory: bool | None,
+    external: bool,
     on_progress: OnProgress,
 ) -> Snapshot:
     """Take a snapshot; see the hook of the same name."""
@@ -76,19 +77,31 @@ def create(
         known = _kept(world, name)
         if any(one.told.name == snapshot for one in known):
             _refuse([_finding("snapshot-exists", f"there is a {snapshot} already")])
+        other = [one.told.name for one in known if one.told.external is not external]
+        if other:
+            _refuse([_finding("snapshot-kinds", f"it has snapshots of the other kind: {', '.join(other)}")])
         state = InstanceState.STOPPED if account is None else account.state
         frozen = None
         if process is not None:
             _keepable(call, process)
-            if memory is not False:
+            if memory is not False and not external:
                 frozen = _frozen(world, process)
-        disks = tuple(SnapshotDisk(uuid=disk.uuid or "", path=disk.path or "") for disk in definition.disks)
+        tops = {disk.uuid: disk.overlay for one in known for disk in one.told.disks}
+        disks = tuple(
+            SnapshotDisk(
+                uuid=disk.uuid or "",
+                path=tops.get(disk.uuid or "") or disk.path or "",
+                overlay=f"{disk.path}.{snapshot}.overlay" if external else "",
+            )
+            for disk in definition.disks
+        )
         told = Snapshot(
             name=snapshot,
             created=world.clock(),
             state=state,
             memory=frozen is not None,
             disks=disks,
+            external=external,
         )
         after = (*known, Kept(told=told, instance=definition, process=frozen))
         with transaction(call, name) as effects:
@@ -111,6 +124,7 @@ def revert(call: Call, name: str, snapshot: str, on_progress: OnProgress) -> Tra
         before = look(world, name)
         wanted = _find(world, name, snapshot)
         process = None if before is None else before.process
+        _refuse_below(world, name, wanted)
         if process is not None and wanted.process is None:
             raise WrongState("a snapshot without memory cannot be reverted while it is alive", hint="stop it first")
         if process is not None:
@@ -139,6 +153,7 @@ def delete(call: Call, name: str, snapshot: str, on_progress: OnProgress) -> Sna
     with world.store.locked(call.deadline):
         settle(world, name)
         wanted = _find(world, name, snapshot)
+        _refuse_below(world, name, wanted)
         left = tuple(one for one in _kept(world, name) if one.told.name != snapshot)
         with transaction(call, name) as effects:
             effects.effect("snapshot", lambda: _write(world, name, left), files=(snapshots_key(name),))
@@ -167,6 +182,24 @@ def _find(world: World, name: str, snapshot: str) -> Kept:
         _refuse([_finding("no-such-snapshot", f"it has no {snapshot}, it has {has}")])
     assert found is not None  # noqa: S101 - refused before
     return found
+
+
+def refuse_overlays(world: World, name: str) -> None:
+    """Refuse to forget an instance whose disks consist of several images.
+
+    Raises:
+        WrongState: it has external snapshots.
+    """
+    having = [one.told.name for one in _kept(world, name) if one.told.external]
+    if having:
+        raise WrongState(f"it has external snapshots: {', '.join(having)}", instance=name, hint="delete them first")
+
+
+def _refuse_below(world: World, name: str, wanted: Kept) -> None:
+    """Refuse what is to be done with an external snapshot upon which another one lies."""
+    newest = _kept(world, name)[-1].told.name
+    if wanted.told.external and newest != wanted.told.name:
+        _refuse([_finding("snapshot-order", f"{newest} lies upon it, and has to be deleted first")])
 
 
 def _keepable(call: Call, process: Process) -> None:

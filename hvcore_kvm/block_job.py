@@ -67,7 +67,7 @@ def wait_jobs(
     monitor: Monitor,
     idents: Collection[str],
     *,
-    until: Literal["ready", "concluded"] = "concluded",
+    until: Literal["ready", "pending", "concluded"] = "concluded",
     phase: str = "copying",
     on_progress: Callable[[Progress], object] | None = None,
 ) -> None:
@@ -76,7 +76,8 @@ def wait_jobs(
     Args:
         monitor: the connection; its deadline bounds the waiting.
         idents: which jobs.
-        until: ``ready`` for jobs that go on afterwards, such as a mirror; ``concluded`` for all others.
+        until: ``ready`` for jobs that go on afterwards, such as a mirror; ``pending`` for those that were begun with
+            ``auto-finalize`` false and were told to complete; ``concluded`` for all others.
         phase: what progress is reported as.
         on_progress: told how far all of them together are, at least once.
 
@@ -92,7 +93,7 @@ def wait_jobs(
         if on_progress is not None:
             done, total = sum(state.done for state in mine), sum(state.total for state in mine)
             on_progress(Progress(phase=phase, done=min(done, total), total=total))
-        if all(state.over or (until == "ready" and state.ready) for state in mine):
+        if all(state.over or (until == "ready" and state.ready) or state.status == until for state in mine):
             return
         if monitor.deadline.expired:
             late = ", ".join(f"{state.type} {state.status}" for state in mine if not state.over)

@@ -21,3 +21,21 @@ def attached_nodes(monitor: Monitor) -> Mapping[str, Mapping[str, Any]]:
         for part in str(row.get("qdev") or "").split("/") if isinstance(inserted, dict) else ():
             found[part] = inserted
     return found
+
+
+def node_stacks(monitor: Monitor) -> Mapping[str, tuple[str, ...]]:
+    """The block nodes of each device from the top down to what is below a filter, by id of the device.
+
+    Source: QEMU QMP reference, ``query-blockstats``; ``query-block`` does not name what is below a filter. Nodes that
+    QEMU has put in for a job are left out.
+
+    Raises:
+        OutcomeUnknown: no answer.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for row in monitor.execute("query-blockstats"):
+        below = row.get("parent")
+        names = [part["node-name"] for part in (row, below) if isinstance(part, Mapping) and part.get("node-name")]
+        for part in filter(None, str(row.get("qdev") or "").split("/")):
+            found[part] = tuple(map(str, names))
+    return found

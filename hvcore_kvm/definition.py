@@ -33,11 +33,16 @@ _CAPABILITIES = (18, 21, 27)
 
 @attrs.frozen(kw_only=True)
 class DiskDefinition:
-    """One disk: the model's record, the driver's parameters, its place in the definition."""
+    """One disk: the model's record, the driver's parameters, its place in the definition.
+
+    Of its attributes, ``overlays`` are the paths of the images that external snapshots have put above its own, the
+    topmost last.
+    """
 
     index: int
     disk: Disk
     parameters: DiskParameters
+    overlays: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -59,6 +64,11 @@ class DiskDefinition:
             where=f"{self.origin}.path",
             format_where=f"{self.origin}.format",
         )
+
+    @property
+    def layers(self) -> tuple[ImageFile, ...]:
+        """Its overlays, the topmost last."""
+        return tuple(attrs.evolve(self.file, path=path, format="qcow2", format_where="") for path in self.overlays)
 
 
 @attrs.frozen(kw_only=True)

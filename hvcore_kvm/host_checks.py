@@ -68,6 +68,8 @@ def check_host(
             generic = disk.parameters.bus == "scsi-generic"
             image, problems = check_image(disk.file, character_device=generic)
             findings += problems
+            for layer in disk.layers:
+                findings += check_image(layer)[1]
         if image is not None:
             images[uuid] = image
     for file in _media(definition):
@@ -114,6 +116,8 @@ def check_device(
     if device.disk.path is not None:
         image, problems = check_image(device.file, character_device=device.parameters.bus == "scsi-generic")
         findings += problems
+        for layer in device.layers:
+            findings += check_image(layer)[1]
         if image is not None:
             images[device.disk.uuid or ""] = image
     findings += _used_by_others(alone, images, directories, findings)

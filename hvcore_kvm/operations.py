@@ -76,6 +76,7 @@ from hvcore_kvm.resize import resize_disk
 from hvcore_kvm.runtime import LOADED, PLACEMENT, REBOOT, SCHEMA, Placement, RuntimeRecord
 from hvcore_kvm.saving.operations import Saver
 from hvcore_kvm.settings import KvmSettings
+from hvcore_kvm.snapshots.layers import has_overlays, refuse_overlays, with_overlays
 from hvcore_kvm.snapshots.operations import Snapshotter
 from hvcore_kvm.statistics import instance_stats
 from hvcore_kvm.support import check_support
@@ -294,6 +295,8 @@ class Operations:
             except HypervisorError:
                 # Its images may have gone, and it can be forgotten all the same.
                 _LOG.warning("what was begun with a snapshot of %s is not completed", name, exc_info=True)
+            if has_overlays(directory):
+                refuse_overlays(directory, "forgotten")
             return self._control(directory).cleanup(deadline)
 
     def recover(self, name: str, deadline: Deadline) -> Recovery:
@@ -380,6 +383,7 @@ class Operations:
         """Remove a device."""
         with self._directory(name) as directory:
             record = self._running_record(directory, deadline)
+            refuse_overlays(directory, "removed", device.lower())
             return self._plugging(directory, record, deadline).remove(device.lower(), force, deadline)
 
     def hot_mod_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
@@ -399,6 +403,7 @@ class Operations:
         """Grow a disk."""
         with self._directory(name) as directory:
             record = self._running_record(directory, deadline)
+            refuse_overlays(directory, "resized", str(device).lower())
             return resize_disk(directory, record, str(device).lower(), size, deadline)
 
     def balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:
@@ -434,7 +439,8 @@ class Operations:
             parsed, findings = self._read(instance)
             if not findings:
                 known = self._capabilities(parsed, deadline)
-                single = plan_single(parsed, uuid, known, record, directory, self._directories)
+                parsed, findings = with_overlays(parsed, directory)
+                single = None if findings else plan_single(parsed, uuid, known, record, directory, self._directories)
                 if single is not None:
                     return single
             plan = replan(instance)
@@ -513,6 +519,7 @@ class Operations:
         parsed, findings = self._read(instance)
         if findings:
             raise InvalidParameters("the definition has errors", FindingSet(findings), instance=instance.name)
+        parsed, layering = with_overlays(parsed, directory)
         capabilities = self._capabilities(parsed, deadline)
         choice, findings = accelerator.choose(parsed.machine.accel, capabilities.kvm_built_in, capabilities.arch)
         images, problems = check_host(
@@ -534,7 +541,7 @@ class Operations:
             encryption_bit=encryption_bit() if kind in AMD else None,
             kept=kept,
         )
-        return decisions, [*findings, *problems]
+        return decisions, [*layering, *findings, *problems]
 
     def _run(
         self, plan: LaunchPlan, directory: InstanceDirectory, deadline: Deadline, saved: SavedGuest | None = None

@@ -79,6 +79,11 @@ CLAIMS = (
         reason="the writable disks have to be qcow2 images, and for one with memory no device may have a state that "
         "QEMU cannot save",
     ),
+    Claim(
+        capability=Capability.SNAPSHOT_EXTERNAL,
+        level=ClaimLevel.CONDITIONAL,
+        reason="the writable disks have to be raw or qcow2 images in files, and not encrypted",
+    ),
     Claim(capability=Capability.STATS),
     Claim(capability=Capability.VERIFY_INSTANCE),
     Claim(capability=Capability.CONSOLE),
@@ -268,11 +273,12 @@ class KvmDriver:
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: Callable[[Progress], object] | None,
         deadline: Deadline,
     ) -> Snapshot:
         """Take a snapshot."""
-        return self._operations.snapshots.create(name, instance, snapshot, memory, on_progress, deadline)
+        return self._operations.snapshots.create(name, instance, snapshot, memory, external, on_progress, deadline)
 
     @hookimpl
     def hv_list_snapshots(self, name: str, deadline: Deadline) -> SnapshotListing:

@@ -135,6 +135,8 @@ def _guest_memory(answer: object) -> GuestMemory | None:
 
 def _disks(disks: Iterable[Disk], answer: object) -> Iterator[BlockStats]:
     found = {row.get("node-name"): row.get("stats") for row in _rows(answer)}
+    # An external snapshot gives a device another node.
+    found |= {part: row.get("stats") for row in _rows(answer) for part in str(row.get("qdev") or "").split("/") if part}
     for disk in disks:
         stats = found.get(device_id("disk", disk.uuid or ""))
         if stats is None:

@@ -42,12 +42,16 @@ def snapshot_command() -> None:
 @name_argument
 @click.argument("snapshot")
 @click.option("--memory/--no-memory", default=None, help="With the memory or without; by default if it is alive.")
+@click.option("--external", is_flag=True, help="Of its disks, beside their images: raw images, too, can be kept so.")
 @timeout_option
 @click.pass_obj
-def create_command(session: Session, name: str, snapshot: str, memory: bool | None, timeout: float | None) -> None:
+def create_command(
+    session: Session, name: str, snapshot: str, memory: bool | None, external: bool, timeout: float | None
+) -> None:
     """Keep what an instance is at this moment. It goes on as what it was.
 
-    For an instance that is not alive, NAME has to be its file.
+    For an instance that is not alive, NAME has to be its file. An external snapshot leaves the images as they are:
+    what is written from now on goes to overlays beside them, until the snapshot is deleted.
     """
     with session.driver() as driver, ProgressLine() as line:
         instance = checked_instance(driver, name) if is_file(name) else name
@@ -55,6 +59,7 @@ def create_command(session: Session, name: str, snapshot: str, memory: bool | No
             instance,
             snapshot,
             memory=memory,
+            external=external,
             on_progress=line,
             timeout=timeout,
         )
@@ -78,10 +83,10 @@ def list_command(session: Session, name: str) -> None:
         output.document(listing)
         return
     rows = [
-        (one.name, _when(one), one.state.value, "yes" if one.memory else "no", str(len(one.disks)))
+        (one.name, _when(one), one.state.value, "yes" if one.memory else "no", str(len(one.disks)), _kind(one))
         for one in listing.snapshots
     ]
-    output.table(("name", "taken", "state", "memory", "disks"), rows)
+    output.table(("name", "taken", "state", "memory", "disks", "kind"), rows)
 
 
 @snapshot_command.command(cls=HvCommand, name="revert")
@@ -106,7 +111,10 @@ def revert_command(session: Session, name: str, snapshot: str, timeout: float | 
 @timeout_option
 @click.pass_obj
 def delete_command(session: Session, name: str, snapshot: str, timeout: float | None) -> None:
-    """Give up a snapshot. The instance and its other snapshots stay what they are."""
+    """Give up a snapshot. The instance and its other snapshots stay what they are.
+
+    What was written since an external one is written into the images below its overlays, while the guest runs on.
+    """
     with session.driver() as driver, ProgressLine() as line:
         gone = driver.delete_snapshot(instance_name(name), snapshot, on_progress=line, timeout=timeout)
     output = session.output()
@@ -114,6 +122,12 @@ def delete_command(session: Session, name: str, snapshot: str, timeout: float | 
         output.document(gone)
     else:
         output.say(f"{instance_name(name)}: snapshot {gone.name} deleted")
+
+
+def _kind(snapshot: Snapshot) -> str:
+    if not snapshot.external:
+        return "internal"
+    return "external" if snapshot.revertible else "external, half deleted"
 
 
 def _when(snapshot: Snapshot) -> str:

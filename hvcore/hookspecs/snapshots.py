@@ -21,6 +21,7 @@ def hv_create_snapshot(
     instance: Instance | None,
     snapshot: str,
     memory: bool | None,
+    external: bool,
     on_progress: Callable[[Progress], object] | None,
     deadline: Deadline,
 ) -> Snapshot:
@@ -32,7 +33,9 @@ def hv_create_snapshot(
         name: name of the instance.
         instance: its definition, for one that is not alive; not looked at for one that is.
         snapshot: a name that none of its snapshots has; the facade has checked its grammar.
-        memory: keep memory and devices as well; ``None`` to do so for an instance that is alive.
+        memory: keep memory and devices as well; ``None`` to do so for an instance that is alive, unless it is external.
+        external: leave the images as they are from now on: what is written goes to overlays beside them. The facade
+            has checked that ``snapshot-external`` is claimed, and that no memory is wanted.
         on_progress: called in the same thread with how far it is; must not raise. ``None`` for nobody.
         deadline: by when to be done; on expiry there is no snapshot.
 
@@ -98,6 +101,8 @@ def hv_delete_snapshot(
 ) -> Snapshot:
     """Give up a snapshot. The instance, alive or not, stays what it is, and so do its other snapshots.
 
+    The overlays of an external one are written into the images below them; then they are gone.
+
     Args:
         name: name of the instance.
         snapshot: one of its snapshots.
@@ -108,8 +113,8 @@ def hv_delete_snapshot(
         What it was.
 
     Errors: `InvalidParameters` when there is no such snapshot; `WrongState`; `HypervisorRefused`; `OperationFailed`;
-    `DeadlineExceeded`. After each of them the snapshot is still there. `OutcomeUnknown` when that cannot be said;
-    `hv_recover` completes it.
+    `DeadlineExceeded`. After each of them the snapshot is still there; an external one may no longer be revertible.
+    `OutcomeUnknown` when that cannot be said; `hv_recover` completes or undoes it.
 
     Capability: ``snapshot``. Since: 0.1.
     """

@@ -14,10 +14,12 @@ class SnapshotDisk:
     Attributes:
         uuid: the disk.
         path: the image that holds what the disk was.
+        overlay: of an external snapshot, the image beside it that has taken what was written since; else empty.
     """
 
     uuid: str
     path: str
+    overlay: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +32,9 @@ class Snapshot:
         state: what the instance was doing then.
         memory: it has the memory and the devices, too; without them it is as if power had failed then.
         disks: what the disks were.
+        external: what is written since goes to overlays, and the images are not written to any more.
+        revertible: the instance can go back to it. An external snapshot whose deletion was begun and has failed can
+            only be deleted.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Snapshot:
     state: InstanceState
     memory: bool
     disks: tuple[SnapshotDisk, ...] = ()
+    external: bool = False
+    revertible: bool = True
 
 
 @attrs.frozen(kw_only=True)

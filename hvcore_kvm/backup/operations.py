@@ -30,6 +30,7 @@ from hvcore_kvm.migration.credentials import check_certificates
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.runtime import SAVING, ProcessRecord
+from hvcore_kvm.snapshots.layers import refuse_overlays
 
 OnProgress = Callable[[Progress], object] | None
 
@@ -67,6 +68,7 @@ class BackupOperations:
         with self.directory(name) as directory:
             seen, process, instance = self._running(directory)
             refuse_moving(seen)
+            refuse_overlays(directory, "backed up")
             if directory.tail(SAVING, 1):
                 raise WrongState("a save of it was interrupted", hint="'hv recover' puts that in order")
             if seen.changes.pending:

@@ -142,16 +142,11 @@ def add_disk(builder: Builder, disk: DiskDefinition, bootindex: int | None) -> N
 def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
     """Add the block nodes of a disk, and return the name of the one on top."""
     given, origin = disk.parameters, disk.origin
-    _, direct, no_flush = CACHE[given.cache]
-    common = {
-        "cache": {"direct": direct, "no-flush": no_flush},
-        "read-only": disk.disk.read_only,
-        "auto-read-only": False,
-        "discard": given.discard,
-    }
+    common = _common(disk)
+    throttled = given.throttle is not None or given.throttle_group is not None
     node: dict[str, Any] = {
         "driver": disk.disk.format,
-        "node-name": ident,
+        "node-name": device_id("image", disk.disk.uuid or "") if throttled else ident,
         **common,
         "detect-zeroes": given.detect_zeroes,
         "file": {**_source(builder, disk, ident), **common},
@@ -163,6 +158,9 @@ def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
             node |= {"driver": "luks", "key-secret": secret}
         else:
             node["encrypt"] = {"format": "luks", "key-secret": secret}
+    for number, file in enumerate(disk.layers, 1):
+        path = builder.fdset(_request(file, layer_id(disk.disk.uuid or "", number)), origin)
+        node = overlay_node(disk, number, path, {**node, "read-only": True})
     group = None
     if given.throttle is not None:
         group = device_id("throttle", disk.disk.uuid or "")
@@ -170,10 +168,58 @@ def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
     elif given.throttle_group is not None:
         group = f"group-{given.throttle_group}"
     if group is not None:
-        inner = {**node, "node-name": device_id("image", disk.disk.uuid or "")}
-        node = {"driver": "throttle", "node-name": ident, "throttle-group": group, **common, "file": inner}
+        node = {"driver": "throttle", "node-name": ident, "throttle-group": group, **common, "file": node}
     builder.add(json_option("blockdev", node, origin=origin))
-    return ident
+    return str(node["node-name"])
+
+
+def layer_id(uuid: str, number: int) -> str:
+    """The name of the block node of an overlay.
+
+    Args:
+        uuid: the disk.
+        number: 1 for the one on the image that the definition names.
+    """
+    return device_id(f"layer{number}", uuid)
+
+
+def overlay_node(disk: DiskDefinition, number: int, filename: str, below: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The block node of an overlay, with the same ways of reading and writing as the image below.
+
+    What is below is only read, but by its format: its descriptor stays one for writing, or nothing could ever be
+    committed into it (QEMU opens no node anew with a lock it does not have).
+
+    Args:
+        disk: the disk.
+        number: which overlay; see `layer_id`.
+        filename: the path of its descriptor set.
+        below: the node it lies upon; ``None`` when that is told later.
+    """
+    common = _common(disk)
+    return {
+        "driver": "qcow2",
+        "node-name": layer_id(disk.disk.uuid or "", number),
+        **common,
+        "detect-zeroes": disk.parameters.detect_zeroes,
+        "file": {"driver": "file", "filename": filename, "aio": disk.parameters.aio, **common},
+        "backing": below,
+    }
+
+
+def _common(disk: DiskDefinition) -> dict[str, Any]:
+    """What holds for all nodes of a disk."""
+    _, direct, no_flush = CACHE[disk.parameters.cache]
+    return {
+        "cache": {"direct": direct, "no-flush": no_flush},
+        "read-only": disk.disk.read_only,
+        "auto-read-only": False,
+        "discard": disk.parameters.discard,
+    }
+
+
+def _request(file: ImageFile, ident: str) -> FdRequest:
+    access = "read-only" if file.read_only else "read-write"
+    return FdRequest(name=ident, purpose=f"{file.path}, {access}", open=lambda: open_image(file))
 
 
 def _source(builder: Builder, disk: DiskDefinition, ident: str) -> dict[str, Any]:
@@ -184,13 +230,10 @@ def _source(builder: Builder, disk: DiskDefinition, ident: str) -> dict[str, Any
         if isinstance(server, dict) and server.get("type") == "unix":
             builder.reads(server["path"])
         return source
-    file = disk.file
-    access = "read-only" if file.read_only else "read-write"
-    request = FdRequest(name=ident, purpose=f"{file.path}, {access}", open=lambda: open_image(file))
     image = builder.decisions.images[disk.disk.uuid or ""]
     values = {
         "driver": "host_device" if image.is_block_device else "file",
-        "filename": builder.fdset(request, disk.origin),
+        "filename": builder.fdset(_request(disk.file, ident), disk.origin),
         "aio": disk.parameters.aio,
     }
     return values | _reservations(builder, disk)
@@ -252,11 +295,9 @@ def _medium(builder: Builder, drive: Cdrom, ident: str, origin: str) -> dict[str
 
 
 def _read_only(builder: Builder, file: ImageFile, ident: str, origin: str) -> dict[str, Any]:
-    access = "read-only" if file.read_only else "read-write"
-    request = FdRequest(name=ident, purpose=f"{file.path}, {access}", open=lambda: open_image(file))
     image = builder.decisions.images.get(file.where)
     driver = "host_device" if image is not None and image.is_block_device else "file"
-    path = builder.fdset(request, origin)
+    path = builder.fdset(_request(file, ident), origin)
     return {"driver": driver, "filename": path, "read-only": file.read_only, "auto-read-only": False}
 
 

@@ -23,6 +23,7 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hardware.storage import layer_id
 from hvcore_kvm.hotplug.connection import moves
 from hvcore_kvm.hotplug.ledger import Ledger, kind_of
 from hvcore_kvm.hotplug.monitor import UNPLUG_REFUSED, Monitor
@@ -32,6 +33,7 @@ from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import Change
 
 _MOST_DESCRIPTORS = 64
+_MOST_LAYERS = 64
 _NODE_PATIENCE = 10.0
 
 
@@ -184,14 +186,17 @@ class Removal:
     def _take_disk(self, uuid: str) -> None:
         monitor, ident = self._monitor, device_id("disk", uuid)
         nodes = {row["node-name"] for row in monitor.execute("query-named-block-nodes", {"flat": True})}
-        if ident in nodes:
-            self._delete_node(ident)
+        # A disk with external snapshots is not removed on request, but a guest can let go of what it wants.
+        layers = [name for number in range(1, _MOST_LAYERS) if (name := layer_id(uuid, number)) in nodes]
+        for node in (*reversed(layers), ident):
+            if node in nodes:
+                self._delete_node(node)
         objects = {row["name"] for row in monitor.execute("qom-list", {"path": "/objects"})}
         for kind in ("throttle", "secret"):
             if device_id(kind, uuid) in objects:
                 monitor.execute("object-del", {"id": device_id(kind, uuid)})
         for row in monitor.execute("query-fdsets"):
-            if any(fd.get("opaque") == ident for fd in row["fds"]):
+            if any(fd.get("opaque") in (ident, *layers) for fd in row["fds"]):
                 monitor.take_back("remove-fd", {"fdset-id": row["fdset-id"]})
 
     def _delete_node(self, ident: str) -> None:

@@ -50,6 +50,7 @@ from hvcore_kvm.migration.sending import Sending, refuse_changing, with_pause
 from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.runtime import PLACEMENT, Placement, RuntimeRecord
 from hvcore_kvm.runtime import SCHEMA as RECORD_SCHEMA
+from hvcore_kvm.snapshots.layers import refuse_overlays
 from hvcore_kvm.snapshots.record import refuse_interrupted
 from hvcore_kvm.support import check_support
 
@@ -101,6 +102,7 @@ class MigrationOperations:
         with self._host.directory(name) as directory:
             seen, record = self._running(directory)
             refuse_changing(seen)
+            refuse_overlays(directory, "moved")
             with connect(directory, seen.process, deadline, QUERY) as monitor:
                 self._refuse_unmovable(monitor, seen)
                 state = monitor.run_state()
@@ -152,6 +154,7 @@ class MigrationOperations:
             if seen is not None and is_interrupted(seen, instance):
                 return accept_again(directory, seen, address, policy, deadline)
             self._host.refuse_running(directory)
+            refuse_overlays(directory, "taken in")
             plan, places = self._plan(info, moving, directory, policy, deadline)
             self._host.control(directory).clear_leftovers(deadline)
             accepting = Accepting(directory, plan, moving, address, policy, deadline, places)
@@ -179,6 +182,7 @@ class MigrationOperations:
         with self._host.directory(name) as directory:
             seen, record = self._running(directory)
             refuse_interrupted(directory)
+            refuse_overlays(directory, "moved")
             return Sending(directory, seen, deadline).begin(target, policy, record)
 
     def get_migration_status(self, name: str, deadline: Deadline) -> MigrationStatus:

@@ -23,6 +23,17 @@ def check_name(name: str, known: Sequence[SnapshotRecord]) -> Iterator[Finding]:
         yield Finding(code="snapshot-exists", path="snapshot", message=f"there is a {name} already", hint=hint)
 
 
+def check_kinds(known: Sequence[SnapshotRecord]) -> Iterator[Finding]:
+    """What stands against one within the images beside the snapshots there are."""
+    external = [one.name for one in known if one.external]
+    if external:
+        message = (
+            f"it has external snapshots ({', '.join(external)}), and one within its images would be in their overlays"
+        )
+        hint = "take an external one, or delete them first"
+        yield Finding(code="snapshot-kinds", path="external", message=message, hint=hint)
+
+
 def check_disks(definition: Definition, *, memory: bool) -> Iterator[Finding]:
     """Find every disk that a snapshot within the images cannot be of.
 

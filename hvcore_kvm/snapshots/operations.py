@@ -39,12 +39,14 @@ from hvcore_kvm.saving.saved_file import host_cpu
 from hvcore_kvm.snapshots import live_images, still_image
 from hvcore_kvm.snapshots.comparison import (
     check_disks,
+    check_kinds,
     check_live,
     check_loadable,
     check_name,
     differences,
     missing,
 )
+from hvcore_kvm.snapshots.external import ExternalSnapshots
 from hvcore_kvm.snapshots.growth import Growth, OnProgress, say
 from hvcore_kvm.snapshots.loading import SnapshotGuest, note_loaded
 from hvcore_kvm.snapshots.record import BEFORE, Shelf, SnapshotRecord, Undertaking
@@ -97,14 +99,17 @@ class Snapshotter:
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Snapshot:
         """Take a snapshot."""
         with InstanceDirectory(self.directories, name) as directory:
             self.settle(directory, deadline)
+            if external:
+                return self._external(directory).create(instance, snapshot, on_progress, deadline).public()
             shelf = Shelf(directory)
-            findings = [*check_name(snapshot, shelf.snapshots)]
+            findings = [*check_name(snapshot, shelf.snapshots), *check_kinds(shelf.snapshots)]
             seen = alive_of(directory)
             if seen is not None:
                 record = record_of(seen)
@@ -221,6 +226,9 @@ class Snapshotter:
                 after = self._revert_live(directory, seen, wanted, on_progress, deadline)
             elif wanted.memory:
                 after = self._revert_started(directory, wanted, on_progress, deadline)
+            elif wanted.external:
+                self._external(directory).revert(wanted, on_progress, deadline)
+                after = before
             else:
                 self._revert_still(directory, wanted, on_progress, deadline)
                 after = before
@@ -356,6 +364,9 @@ class Snapshotter:
             self.settle(directory, deadline)
             shelf = Shelf(directory)
             wanted = shelf.find(snapshot)
+            if wanted.external:
+                self._external(directory).delete(wanted, on_progress, deadline)
+                return wanted.public()
             seen = alive_of(directory)
             if seen is not None:
                 record_of(seen)
@@ -377,6 +388,9 @@ class Snapshotter:
             return wanted.public()
 
     # Shared
+
+    def _external(self, directory: InstanceDirectory) -> ExternalSnapshots:
+        return ExternalSnapshots(directory=directory, control=self.control(directory), read=self.read)
 
     def _taken_back(self, directory: InstanceDirectory, deadline: Deadline) -> TakenBack:
         return TakenBack(directory, self.control(directory), deadline)

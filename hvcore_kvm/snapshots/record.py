@@ -46,6 +46,9 @@ class SnapshotRecord:
         record: the decisions the guest ran with; ``None`` for one that was not alive.
         addresses: where each device sat, by uuid.
         host_cpu: what tells the processors of the host from others.
+        overlays: of an external snapshot, the images that take what is written since, by uuid of the disk.
+        below: the images they lie upon.
+        spoiled: a commit was begun and has not come to its end: the images below are no longer what they were.
     """
 
     name: str
@@ -56,13 +59,25 @@ class SnapshotRecord:
     record: RuntimeRecord | None = None
     addresses: Mapping[str, str] = attrs.field(factory=dict)
     host_cpu: str = ""
+    overlays: Mapping[str, str] = attrs.field(factory=dict)
+    below: Mapping[str, str] = attrs.field(factory=dict)
+    spoiled: bool = False
+
+    @property
+    def external(self) -> bool:
+        """It is beside the images and not within them."""
+        return bool(self.overlays)
 
     def public(self) -> Snapshot:
         """It as hvcore hands it out."""
         disks = tuple(
-            SnapshotDisk(uuid=disk.uuid or "", path=disk.path or "")
+            SnapshotDisk(
+                uuid=disk.uuid or "",
+                path=self.below.get(disk.uuid or "", disk.path or ""),
+                overlay=self.overlays.get(disk.uuid or "", ""),
+            )
             for disk in self.instance.disks
-            if not disk.read_only
+            if not disk.read_only and (not self.external or disk.uuid in self.overlays)
         )
         return Snapshot(
             name=self.name,
@@ -70,6 +85,8 @@ class SnapshotRecord:
             state=self.state,
             memory=self.memory,
             disks=disks,
+            external=self.external,
+            revertible=not self.spoiled,
         )
 
 
@@ -87,15 +104,19 @@ class Undertaking:
     Attributes:
         operation: what.
         phase: how far it is: ``begun``; of a revert then ``kept``, when what the instance was before is kept in the
-            images, and ``loaded``, when it is what it was when the snapshot was taken.
+            images, and ``loaded``, when it is what it was when the snapshot was taken. With an external snapshot, of
+            its creation ``made``, when the overlays are there; of its deletion ``equal``, when overlays and the images
+            below are the same.
         snapshot: which one.
         ran: the guest ran before.
+        fresh: of a revert of an external snapshot, the overlays that are to take the place of its overlays.
     """
 
     operation: Literal["create", "revert", "delete"]
     snapshot: SnapshotRecord
-    phase: Literal["begun", "kept", "loaded"] = "begun"
+    phase: Literal["begun", "kept", "loaded", "made", "equal"] = "begun"
     ran: bool = False
+    fresh: Mapping[str, str] = attrs.field(factory=dict)
 
 
 class Shelf:

@@ -28,6 +28,7 @@ from hvcore_kvm.lifecycle import Control
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed, observe
 from hvcore_kvm.snapshots import live_images, still_image
+from hvcore_kvm.snapshots.overlay_settling import LiveOverlays, StillOverlays
 from hvcore_kvm.snapshots.record import BEFORE, Shelf, Undertaking
 
 _STANDING = ("paused", "prelaunch")
@@ -60,14 +61,15 @@ def settle(
         if undertaking.phase == "loaded":
             undertaking = attrs.evolve(undertaking, phase="kept")
     completed = None
+    live, still = (LiveOverlays, StillOverlays) if undertaking.snapshot.external else (_Live, _Still)
     if seen is not None and seen.alive:
         try:
-            completed = _Live(shelf, undertaking, undo).settle(directory, seen, deadline)
+            completed = live(shelf, undertaking, undo).settle(directory, seen, deadline)
         except (NotRunning, DeadlineExceeded, OutcomeUnknown):
             if seen.process is not None and not process.ends(seen.process.identity):
                 raise
     if completed is None:
-        completed = _Still(shelf, undertaking, undo).settle(deadline)
+        completed = still(shelf, undertaking, undo).settle(deadline)
     shelf.end()
     operation, name = f"{undertaking.operation}_snapshot", undertaking.snapshot.name
     return RecoveredInstance(

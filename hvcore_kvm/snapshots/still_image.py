@@ -1,4 +1,4 @@
-"""Snapshots within the qcow2 image of an instance that is not alive, by qemu-img: an image at a time.
+"""The images of an instance that is not alive, by qemu-img: snapshots within one, and overlays written into one.
 
 An image is never probed for its format. Its header names no other file: `hvcore_kvm.images` has looked.
 """
@@ -6,7 +6,7 @@ An image is never probed for its format. Its header names no other file: `hvcore
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvcore import Deadline, HostError, OperationFailed
@@ -57,9 +57,26 @@ def delete(path: str, tag: str, deadline: Deadline) -> None:
         _run(("snapshot", "-d", tag, "--image-opts", _options(path)), deadline)
 
 
-def _options(path: str) -> str:
+def commit(chain: Sequence[tuple[str, str]], deadline: Deadline) -> None:
+    """Write the overlay on top into the image below it. It stays as it is, so this can be done again.
+
+    Args:
+        chain: paths and formats of the images, the topmost last. All of them: below a part of a cluster that is
+            written is what the images further down have there.
+        deadline: by when to be done.
+
+    Raises:
+        OperationFailed: it cannot be done; the program's own words.
+    """
+    options = []
+    for number, (path, form) in enumerate(reversed(chain)):
+        options.append(_options(path, form, "backing." * number))
+    _run(("commit", "-d", "--image-opts", ",".join(options)), deadline)
+
+
+def _options(path: str, form: str = "qcow2", below: str = "") -> str:
     escaped = path.replace(",", ",,")
-    return f"driver=qcow2,file.driver=file,file.filename={escaped}"
+    return f"{below}driver={form},{below}file.driver=file,{below}file.filename={escaped}"
 
 
 def _run(words: tuple[str, ...], deadline: Deadline) -> str:

@@ -43,3 +43,24 @@ def test_there_and_back(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
     for name in ("still", "runs", "disks"):
         assert hv("snapshot", "delete", "web1", name).stdout == f"web1: snapshot {name} deleted\n"
     assert json.loads(hv("snapshot", "list", "web1", "--json").stdout) == {"snapshots": []}
+
+
+def test_beside_the_images(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+    """A raw image is kept by an overlay, which is listed as what it is and goes with the snapshot."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    with instance_file.open("a") as file:
+        file.write(f'\n[[disks]]\npath = "{disk}"\nformat = "raw"\n')
+    hv("start", instance_file)
+    refused = hv("snapshot", "create", "web1", "first")
+    assert refused.returncode == 2
+    assert "raw, which cannot hold a snapshot" in refused.stderr
+    assert hv("snapshot", "create", "web1", "first", "--external").stdout == "web1: snapshot first of its disks\n"
+    (row,) = hv("snapshot", "list", "web1").stdout.splitlines()[1:]
+    assert row.split()[-3:] == ["no", "1", "external"]
+    (told,) = json.loads(hv("snapshot", "list", "web1", "--json").stdout)["snapshots"]
+    overlay = Path(told["disks"][0]["overlay"])
+    assert (overlay.parent, told["external"]) == (tmp_path, True)
+    assert overlay.exists()
+    assert hv("snapshot", "delete", "web1", "first").stdout == "web1: snapshot first deleted\n"
+    assert not overlay.exists()

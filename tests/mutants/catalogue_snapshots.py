@@ -40,11 +40,12 @@ class _Taking(FakeDriver):
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Snapshot:
         self.before(name, snapshot, deadline)
-        taken = super().hv_create_snapshot(name, instance, snapshot, memory, on_progress, deadline)
+        taken = super().hv_create_snapshot(name, instance, snapshot, memory, external, on_progress, deadline)
         return self.after(name, taken, deadline)
 
 
@@ -116,14 +117,16 @@ class LateOnesStay(_Taking):
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Snapshot:
         try:
-            return super().hv_create_snapshot(name, instance, snapshot, memory, on_progress, deadline)
+            return super().hv_create_snapshot(name, instance, snapshot, memory, external, on_progress, deadline)
         except HypervisorError:
             if deadline.expired:
-                super().hv_create_snapshot(name, instance, snapshot, memory, on_progress, Deadline.after(30))
+                again = Deadline.after(30)
+                super().hv_create_snapshot(name, instance, snapshot, memory, external, on_progress, again)
             raise
 
 
@@ -143,13 +146,14 @@ class KeepsAMemoryThatThereIsNot(_Taking):
         instance: Instance | None,
         snapshot: str,
         memory: bool | None,
+        external: bool,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Snapshot:
         try:
-            return super().hv_create_snapshot(name, instance, snapshot, memory, on_progress, deadline)
+            return super().hv_create_snapshot(name, instance, snapshot, memory, external, on_progress, deadline)
         except NotRunning:
-            taken = super().hv_create_snapshot(name, instance, snapshot, False, on_progress, deadline)
+            taken = super().hv_create_snapshot(name, instance, snapshot, False, external, on_progress, deadline)
             return attrs.evolve(taken, memory=True)
 
 
@@ -174,3 +178,56 @@ class ListsForItselfAlone(_Taking):
     @hookimpl
     def hv_list_snapshots(self, name: str, deadline: Deadline) -> SnapshotListing:
         return SnapshotListing(snapshots=self._own)
+
+
+@breaks("SN-10")
+class ExternalIsWithin(_Taking):
+    def after(self, name: str, taken: Snapshot, deadline: Deadline) -> Snapshot:
+        if not taken.external:
+            return taken
+        self.hv_delete_snapshot(name, taken.name, None, deadline)
+        super().hv_create_snapshot(name, None, taken.name, False, False, None, deadline)
+        return taken
+
+
+@breaks("SN-10")
+class OverlaysAreTheImages(FakeDriver):
+    @hookimpl
+    def hv_list_snapshots(self, name: str, deadline: Deadline) -> SnapshotListing:
+        known = super().hv_list_snapshots(name, deadline).snapshots
+        return SnapshotListing(
+            snapshots=tuple(
+                attrs.evolve(one, disks=tuple(attrs.evolve(disk, overlay=disk.path) for disk in one.disks))
+                for one in known
+            )
+        )
+
+
+@breaks("SN-11")
+class DeletesWhatOthersLieUpon(FakeDriver):
+    @hookimpl
+    def hv_delete_snapshot(self, name: str, snapshot: str, on_progress: OnProgress, deadline: Deadline) -> Snapshot:
+        known = self.hv_list_snapshots(name, deadline).snapshots
+        newer = known[[one.name for one in known].index(snapshot) + 1 :] if known and known[0].external else ()
+        for one in reversed(newer):
+            super().hv_delete_snapshot(name, one.name, None, deadline)
+        return super().hv_delete_snapshot(name, snapshot, on_progress, deadline)
+
+
+@breaks("SN-11")
+class CommittingPauses(FakeDriver):
+    @hookimpl
+    def hv_delete_snapshot(self, name: str, snapshot: str, on_progress: OnProgress, deadline: Deadline) -> Snapshot:
+        gone = super().hv_delete_snapshot(name, snapshot, on_progress, deadline)
+        if gone.external and gone.state is InstanceState.RUNNING:
+            self.hv_pause_instance(name, deadline)
+        return gone
+
+
+@breaks("SN-12")
+class ForgetsOverlays(FakeDriver):
+    @hookimpl
+    def hv_cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
+        for one in reversed(self.hv_list_snapshots(name, deadline).snapshots):
+            self.hv_delete_snapshot(name, one.name, None, deadline)
+        return super().hv_cleanup_instance(name, deadline)

@@ -14,6 +14,7 @@ from hvcore.model.progress import Progress
 from hvcore.model.state import InstanceState
 
 _SNAPSHOTS = (Capability.SNAPSHOT,)
+_EXTERNAL = (Capability.SNAPSHOT, Capability.SNAPSHOT_EXTERNAL)
 
 
 def _started(subject: Subject, **changes: Any) -> str:
@@ -182,3 +183,62 @@ def disks_are_not_changed_below_a_guest(subject: Subject) -> None:
     expect_equal((subject.state(name), subject.info(name).pid), (InstanceState.RUNNING, pid), "what it is afterwards")
     subject.driver.stop_instance(name, force=True)
     subject.driver.revert_snapshot(name, "first")
+
+
+@check("SN-10", capabilities=_EXTERNAL)
+def an_external_snapshot_has_overlays(subject: Subject) -> None:
+    """It is listed as one, before and after a stop, and the instance runs on in its process."""
+    name = _started(subject)
+    pid = subject.info(name).pid
+    taken = [subject.driver.create_snapshot(name, one, external=True) for one in ("first", "second")]
+    expect_equal((subject.state(name), subject.info(name).pid), (InstanceState.RUNNING, pid), "what it is afterwards")
+    subject.driver.stop_instance(name, force=True)
+    for driver in (subject.driver, subject.load()):
+        known = list(driver.list_snapshots(name).snapshots)
+        expect_equal(known, taken, "the snapshots that are listed")
+        expect_equal([(one.external, one.memory) for one in known], [(True, False)] * 2, "what they say of themselves")
+        overlays = [disk.overlay for one in known for disk in one.disks]
+        images = {disk.path for disk in known[0].disks}
+        expect(all(overlays) and len(overlays) == 2 * len(images), f"not every disk has its overlays: {overlays}")
+        expect(len({*overlays, *images}) == len(overlays) + len(images), f"one image is there for two: {overlays}")
+    for one in ("second", "first"):
+        subject.driver.delete_snapshot(name, one)
+
+
+@check("SN-11", capabilities=_EXTERNAL)
+def overlays_are_given_up_from_the_top(subject: Subject) -> None:
+    """What lies below another snapshot is given up without harm to that, or not at all; the newest is given up."""
+    name = _started(subject)
+    pid = subject.info(name).pid
+    for one in ("first", "second"):
+        subject.driver.create_snapshot(name, one, external=True)
+    try:
+        subject.driver.delete_snapshot(name, "first")
+        left = ["second"]
+    except InvalidParameters:
+        left = ["first", "second"]
+    expect_equal(_names(subject, name), left, "the snapshots after the deletion of one below another")
+    for one in reversed(left):
+        subject.driver.delete_snapshot(name, one)
+        expect_equal(subject.state(name), InstanceState.RUNNING, "the state after a deletion")
+    expect_equal(_names(subject, name), [], "the snapshots after the last was deleted")
+    expect_equal(subject.info(name).pid, pid, "its process")
+    subject.driver.create_snapshot(name, "third", external=True)
+    subject.driver.stop_instance(name, force=True)
+    subject.driver.revert_snapshot(name, "third")
+    expect_equal(_names(subject, name), ["third"], "the snapshots after a revert")
+    expect(not subject.lives(name), "a process of it lives after its disks were put back")
+    subject.driver.delete_snapshot(name, "third")
+
+
+@check("SN-12", capabilities=_EXTERNAL)
+def overlays_are_not_forgotten(subject: Subject) -> None:
+    """What only the account of an instance knows of is not lost with it."""
+    name = _started(subject)
+    subject.driver.create_snapshot(name, "first", external=True)
+    subject.driver.stop_instance(name, force=True)
+    expect_error(WrongState, lambda: subject.driver.cleanup_instance(name), "forgetting an instance with overlays")
+    expect_equal(_names(subject, name), ["first"], "the snapshots afterwards")
+    subject.driver.delete_snapshot(name, "first")
+    subject.driver.cleanup_instance(name)
+    expect_equal(_names(subject, name), [], "the snapshots after it was forgotten")

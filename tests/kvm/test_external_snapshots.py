@@ -226,6 +226,32 @@ def test_while_it_is_stopped(host: Any, form: str) -> None:
     host.start(definition)
 
 
+def test_it_starts_again_and_gets_another_disk(host: Any) -> None:
+    """A new life has the overlays; a disk that came later has one less, and each is committed into its own."""
+    disk, later = _disk(host, 1, "raw"), _disk(host, 2, "qcow2")
+    host.start(host.instance(disks=[disk], params={"machine": "q35"}))
+    host.driver.create_snapshot("web1", "first", external=True)
+    _write(host, disk, 0x11)
+    assert host.driver.reboot_instance("web1", mode="hard").after is InstanceState.RUNNING
+    assert host.driver.hot_add_device("web1", later).done
+    _write(host, disk, 0x22, "1M")
+    _write(host, later, 0x33)
+    second = host.driver.create_snapshot("web1", "second", external=True)
+    assert [row.uuid for row in second.disks] == [disk.uuid, later.uuid]
+    for one in (disk, later):
+        _write(host, one, 0x44, "2M")
+        assert not _image(one, 0x44, "2M")
+    assert [row.device for row in host.driver.get_instance_stats("web1").disks] == [disk.uuid, later.uuid]
+    host.driver.delete_snapshot("web1", "second")
+    assert _image(later, 0x33)
+    assert _image(later, 0x44, "2M")
+    assert not _image(disk, 0x11)
+    host.driver.delete_snapshot("web1", "first")
+    for value, offset in ((0x11, "0"), (0x22, "1M"), (0x44, "2M")):
+        assert _image(disk, value, offset)
+    assert _overlays(host) == []
+
+
 def test_what_cannot_be_done_meanwhile(host: Any, tmp_path: Path) -> None:
     """What would see one image where there are several says so, and changes nothing."""
     disk = _disk(host, 1, "qcow2")

@@ -40,6 +40,22 @@ from hvcore.model.units import format_seconds
 @click.option(
     "--remote-hv", default="hv", metavar="PATH", show_default=True, help="The command hv on a host that ssh reaches."
 )
+@click.option("--ssh-config", default="", metavar="FILE", help="Configuration file for ssh (its -F).")
+@click.option(
+    "--identity",
+    "identities",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Private key for ssh (its -i); may be given several times.",
+)
+@click.option(
+    "--ssh-option",
+    "ssh_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another option for ssh (its -o), as in its configuration file; may be given several times.",
+)
 @click.pass_obj
 def migrate_command(
     session: Session,
@@ -55,6 +71,9 @@ def migrate_command(
     disks: tuple[str, ...],
     overwrite_disks: bool,
     remote_hv: str,
+    ssh_config: str,
+    identities: tuple[str, ...],
+    ssh_options: tuple[str, ...],
 ) -> int:
     """Move a running instance to another host.
 
@@ -64,10 +83,11 @@ def migrate_command(
     """
     from hvcore.cli.migration_progress import MigrationProgress
     from hvcore.cli.remote_destination import RemoteDestination
-    from hvcore.cli.transport import read_transport
+    from hvcore.cli.transport import SshChoices, read_transport
     from hvcore.migration import migrate
 
-    there = read_transport(transport, remote_hv)
+    choices = SshChoices(config=ssh_config, identities=identities, options=ssh_options)
+    there = read_transport(transport, remote_hv, choices)
     instance = instance_name(name)
     policy: dict[str, Any] = _read_policy(policy_file) if policy_file else {}
     given = {"max_bandwidth": bandwidth, "downtime_limit": downtime, "deadline": deadline}

@@ -59,6 +59,7 @@ class RemoteDestination:
 
     def __init__(self, transport: Transport, arguments: tuple[str, ...]) -> None:
         self._title = transport.title
+        self._failure = transport.failure
         self._command = transport.command(arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 0
@@ -90,13 +91,18 @@ class RemoteDestination:
             with contextlib.suppress(ValueError):
                 self.address = str(ipaddress.ip_address(greeting.address))
         except BaseException as error:
-            self._end()
-            if isinstance(error, WireError):
+            status = self._end()
+            if not isinstance(error, WireError):
+                raise
+            if self._failure is not None and status == self._failure:
                 raise HostError(
-                    f"there is no answer from hv on {self._title}: {error}",
-                    hint="see whether the same command runs by itself; --remote-hv names hv on that host",
+                    f"{self._command[0]} to {self._title} failed; it says itself why",
+                    hint="--ssh-config, --identity and --ssh-option tell it what it needs; run it by itself to try",
                 ) from error
-            raise
+            raise HostError(
+                f"there is no answer from hv on {self._title}: {error}",
+                hint="see whether the same command runs by itself; --remote-hv names hv on that host",
+            ) from error
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -172,24 +178,25 @@ class RemoteDestination:
             f"hv on {self._title} cannot be asked: {why}", hint=f"on {self._title} run 'hv info', then 'hv recover'"
         )
 
-    def _end(self) -> None:
+    def _end(self) -> int | None:
+        """Its exit status, ``None`` when it was not started."""
         process = self._process
         self._process = None
         if process is None:
-            return
+            return None
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         try:
-            process.wait(_GOODBYE)
+            return process.wait(_GOODBYE)
         except subprocess.TimeoutExpired:
             process.terminate()
             try:
-                process.wait(_GOODBYE)
+                return process.wait(_GOODBYE)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                return process.wait()
 
 
 @contextlib.contextmanager

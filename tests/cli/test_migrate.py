@@ -20,7 +20,7 @@ import hvcore
 from hvcore.cli.migration_progress import progress_words, short_size
 from hvcore.cli.migration_wire import LINE_LIMIT, WireError, error_data, error_from, understand
 from hvcore.cli.remote_destination import RemoteDestination
-from hvcore.cli.transport import Transport, read_transport
+from hvcore.cli.transport import SshChoices, Transport, read_transport
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PEER = ("--driver", "fake", "migration-peer", "web1")
@@ -113,6 +113,28 @@ def test_what_is_no_transport(bad: str) -> None:
     for text in (bad, "ssh://h:99999", "ssh://-x@h", "ssh://u:secret@h", "exec:", "exec:'"):
         with pytest.raises(click.BadParameter):
             read_transport(text)
+
+
+def test_what_is_said_to_ssh() -> None:
+    """Before what hvcore asks of it, for ssh takes the first of two; the command to run there stays the last."""
+    choices = SshChoices(config="none", identities=("/k1", "-k2"), options=("ServerAliveInterval=60", "Port 22"))
+    words = read_transport("ssh://u@h:2222", ssh=choices).command(("list",))
+    given = ["-F", "none", "-i", "/k1", "-i", "-k2", "-o", "ServerAliveInterval=60", "-o", "Port 22"]
+    assert words[: len(given) + 2] == ["ssh", "-T", *given]
+    assert words[-6:] == ["2222", "-l", "u", "--", "h", "hv list"]
+    for bad in ("", "ProxyCommand", "-oUser=x", "A=b\nProxyCommand=x"):
+        with pytest.raises(click.BadParameter, match="option of ssh"):
+            read_transport("ssh://h", ssh=SshChoices(options=(bad,)))
+    with pytest.raises(click.BadParameter, match="runs no ssh"):
+        read_transport("exec:hv", ssh=SshChoices(identities=("/k",)))
+
+
+def test_an_identity_that_is_not_there(hosts: Hosts, hv: Run, tmp_path: Path) -> None:
+    """Is said before ssh is run, which would go on without it."""
+    done = hv("--identity", str(tmp_path / "none"), to="ssh://h")
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "none") in done.stderr
+    assert hosts.runners == "a"
 
 
 def test_the_interrupt_key_cancels(hosts: Hosts, there: tuple[str, ...], tmp_path: Path) -> None:

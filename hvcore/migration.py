@@ -25,7 +25,7 @@ from hvcore.errors import (
     WrongState,
 )
 from hvcore.findings import Finding, FindingSet
-from hvcore.migration_evidence import Evidence, Side, Verdict, look, state_of, verdict
+from hvcore.migration_evidence import Evidence, Side, Verdict, look, look_at_source, state_of, verdict
 from hvcore.migration_policy import read_migration_policy
 from hvcore.model.migration import MigrationPhase, MigrationResult, MigrationStatus
 from hvcore.model.migration_policy import MigrationPolicy
@@ -43,6 +43,9 @@ INTERVAL = 0.25
 
 PATIENCE = 30.0
 """Seconds a side is given to say what became of a migration that has ended."""
+
+STILL_THERE = 1.0
+"""Seconds for which the destination is taken to be there that has answered. Asking costs it time while it loads."""
 
 _LOOK_AGAIN = 0.05
 
@@ -152,6 +155,7 @@ class _Run:
         self._info: MigrationInfo | None = None
         self._note = ""
         self._paused: float | None = None
+        self._answered = self._began
 
     def run(self, address: str) -> MigrationResult:
         """All of it."""
@@ -164,6 +168,7 @@ class _Run:
         if not self._source.get_migration_status(self._name).phase.is_final:
             raise WrongState("it is being migrated already", hint="wait for it, or put it in order with recover")
         target = self._accepted(info, address)
+        self._answered = time.monotonic()
         try:
             begun = self._source.migrate_instance(self._name, target, self._policy)
         except Refused as error:
@@ -243,13 +248,16 @@ class _Run:
         """Before the guest stops here, make sure that it can be told to run there."""
         if self._last.phase not in (MigrationPhase.DISKS, MigrationPhase.SETUP, MigrationPhase.ACTIVE):
             return
+        if time.monotonic() - self._answered < STILL_THERE:
+            return
         try:
             self._destination.get_instance_info(self._name)
         except OutcomeUnknown as error:
             message = f"the destination can no longer be asked, so it was cancelled: {error.message}"
             raise OperationFailed(message) from error
         except HypervisorError:
-            return  # it can be asked; if it has nothing any more, the source will notice
+            pass  # it can be asked; if it has nothing any more, the source will notice
+        self._answered = time.monotonic()
 
     def _late(self) -> bool:
         limit = self._policy.deadline
@@ -297,8 +305,13 @@ class _Run:
         """Look at both sides until they tell what happened, and finish both by it."""
         if cause is None and self._last.phase is MigrationPhase.COMPLETED:
             # The source says itself that it has let go of all of it; the guest pauses while one looks around.
+            told = False
             with contextlib.suppress(HypervisorError):
                 self._let_it_run(info)
+                told = True
+            # The destination has just said that it has it; of the rest of one that went over early it knows more later.
+            if told and not self._went_over_early and look_at_source(self._source, self._name) is Side.LEFT:
+                return self._left(None)
         begun = time.monotonic()
         while True:
             seen = look(self._source, self._destination, self._name)
@@ -346,6 +359,10 @@ class _Run:
     def _arrived(self, info: MigrationInfo, cause: BaseException | None) -> MigrationResult:
         """It is over there, complete, and cannot run here: let it run there, then let go of it here."""
         self._let_run(info)
+        return self._left(cause)
+
+    def _left(self, cause: BaseException | None) -> MigrationResult:
+        """It runs over there: let go of it here."""
         status = self._last
         try:
             if status.phase is not MigrationPhase.COMPLETED:

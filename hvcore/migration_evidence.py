@@ -122,7 +122,7 @@ def verdict(seen: Evidence, *, patient: bool = True) -> Verdict:
 def look(source: Driver, destination: MigrationDestination, name: str) -> Evidence:
     """Ask both sides. The destination first: what has arrived there does not leave it by itself."""
     there = _destination(destination, name)
-    return Evidence(source=_source(source, name), destination=there)
+    return Evidence(source=look_at_source(source, name), destination=there)
 
 
 def state_of(driver: Driver | MigrationDestination, name: str) -> InstanceState | None:
@@ -137,7 +137,8 @@ def state_of(driver: Driver | MigrationDestination, name: str) -> InstanceState 
         return None
 
 
-def _source(driver: Driver, name: str) -> Side:
+def look_at_source(driver: Driver, name: str) -> Side:
+    """Ask the source alone."""
     try:
         info = driver.get_instance_info(name)
         if not info.state.is_alive:

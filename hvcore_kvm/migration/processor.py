@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from hvcore import Deadline, DeadlineExceeded, Finding, HypervisorRefused, OperationFailed
 from hvcore_kvm import process
+from hvcore_kvm.accelerator import Accelerator
 from hvcore_kvm.cpu_model import cpu_value
 from hvcore_kvm.hotplug.processors import PREFIX as VCPU
 from hvcore_kvm.launch_plan import Decisions
@@ -22,6 +24,10 @@ from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 _LIMITED = ("/usr/bin/timeout", "--kill-after=1", "30")
 """Ends a program that is being asked, should the host application be killed meanwhile."""
 _NOT_PROPERTIES = ("enforce",)
+
+_KERNEL = "/sys/module"
+_MODULES = ("kvm", "kvm_intel", "kvm_amd")
+_MICROCODE = "/sys/devices/system/cpu/cpu0/microcode/version"
 
 
 @attrs.frozen(kw_only=True)
@@ -65,9 +71,57 @@ def expand(client: QmpClient, decisions: Decisions, deadline: Deadline) -> Proce
 def probe_processor(decisions: Decisions, deadline: Deadline) -> Processor | None:
     """Ask a QEMU of the same program, machine type and accelerator that runs nothing.
 
+    What it answers follows from its program and from what KVM offers; it is asked once in the life of this process, and
+    again when one of those has changed.
+
     Raises:
         DeadlineExceeded: it did not answer in time.
     """
+    name, given = cpu_value(decisions)
+    accelerator = decisions.choice.accelerator
+    facts = (
+        _identity(decisions.capabilities.path),
+        _host_facts() if accelerator is Accelerator.KVM else (),
+        accelerator.value,
+        decisions.machine,
+        name,
+        json.dumps(given, sort_keys=True),
+    )
+    known = _KNOWN.get(facts)
+    if known is not None:
+        return known
+    found = _probe(decisions, deadline)
+    if found is not None:
+        if len(_KNOWN) >= _KEPT:
+            _KNOWN.clear()
+        _KNOWN[facts] = found
+    return found
+
+
+_KNOWN: dict[tuple[Hashable, ...], Processor] = {}
+_KEPT = 64
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _host_facts() -> tuple[tuple[str, str], ...]:
+    """What decides which features KVM gives, besides the kernel that runs: its modules, their parameters, microcode."""
+    paths = [_MICROCODE]
+    for module in _MODULES:
+        paths.append(f"{_KERNEL}/{module}/srcversion")
+        with contextlib.suppress(OSError):
+            paths += (entry.path for entry in os.scandir(f"{_KERNEL}/{module}/parameters"))
+    found = []
+    for path in sorted(paths):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            found.append((path, file.read(4096)))
+    return tuple(found)
+
+
+def _probe(decisions: Decisions, deadline: Deadline) -> Processor | None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs, tempfile.TemporaryFile() as output:
         argv = [
@@ -90,7 +144,7 @@ def probe_processor(decisions: Decisions, deadline: Deadline) -> Processor | Non
             ) from error
         finally:
             with contextlib.suppress(ProcessLookupError):
-                process.end(pidfd, Deadline.after(5))
+                process.end(pidfd, Deadline.after(5), flush=False)
             os.close(pidfd)
 
 

@@ -51,6 +51,12 @@ OVER = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED, MigrationPhase.
 
 _STOPPED = (MigrationPhase.PRE_SWITCHOVER, MigrationPhase.DEVICE, *OVER)
 _UNDER_WAY = 30.0
+_HELD_UP = 0.05
+"""Seconds after which an answer is late: QEMU was sending the last of the guest."""
+
+_MOMENT = 0.5
+"""Seconds in which it is done then."""
+
 _GRACE = 10.0
 """Seconds a cancelled migration may take to end."""
 
@@ -181,8 +187,10 @@ class Sending:
         """
         until = self._deadline.sooner(max(0.0, wait))
         with connect(self._directory, self._seen.process, self._deadline) as monitor:
+            until = self._a_moment_more(until, wait)
             first = self._status(monitor)
             status = first
+            held_up = False
             while True:
                 record = self._seen.migration
                 if record is None or record.role != "source":
@@ -200,7 +208,17 @@ class Sending:
                 if status.phase is not first.phase or until.expired:
                     return with_pause(self._directory, record, status)
                 monitor.wait_report(until.sooner(_next_look(record, status)))
+                asked = time.monotonic()
                 status = self._status(monitor)
+                if not held_up and time.monotonic() - asked > _HELD_UP:
+                    until, held_up = self._a_moment_more(until, wait), True
+
+    def _a_moment_more(self, until: Deadline, wait: float) -> Deadline:
+        """When to stop waiting, at a QEMU that has just answered: one that answers late is about to be done."""
+        if self._deadline.remaining() < 2 * _MOMENT:
+            return until
+        later = self._deadline.sooner(min(max(0.0, wait), _MOMENT))
+        return later if later.at > until.at else until
 
     def cancel(self) -> MigrationStatus:
         """Take it back; once the guest has gone over nothing happens.

@@ -64,11 +64,24 @@ class BareQemu:
 
     Args:
         plan: of the driver, for its command line and the descriptors it inherits.
+        arguments: what else is on the command line.
     """
 
-    def __init__(self, plan: hvcore.Plan) -> None:
+    def __init__(self, plan: hvcore.Plan, arguments: tuple[str, ...] = ()) -> None:
         self._plan = plan
+        self._arguments = arguments
         self._pid: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._pid is not None
+        return self._pid
+
+    @property
+    def monitor(self) -> str:
+        """Path of its monitor."""
+        return f"{self._directory}/control"
 
     def __enter__(self) -> Self:
         self._directory = tempfile.mkdtemp(prefix="hvb-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
@@ -85,6 +98,13 @@ class BareQemu:
 
     def start(self) -> None:
         """Spawn it, take its greeting, let the guest run, and wait for the answer."""
+        self.spawn()
+        with Monitor(self.monitor) as monitor:
+            monitor.send("qmp_capabilities", "cont")
+            monitor.answers(2)
+
+    def spawn(self) -> None:
+        """Spawn it; its monitor can be connected to from now on."""
         plan, directory = self._plan, self._directory
         output = os.open(f"{directory}/stderr", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         fds = [output]
@@ -100,20 +120,20 @@ class BareQemu:
                 os.close(fd)
                 actions.append((os.POSIX_SPAWN_DUP2, fds[-1], planned.number))
             self._pid = os.posix_spawn(
-                plan.program, plan.argv, dict(plan.environment), file_actions=actions, setsid=True
+                plan.program,
+                [*plan.argv, *self._arguments],
+                dict(plan.environment),
+                file_actions=actions,
+                setsid=True,
             )
         finally:
             for fd in fds:
                 os.close(fd)
-        with Monitor(f"{directory}/control") as monitor:
-            monitor.send("qmp_capabilities", "cont")
-            monitor.answers(2)
 
     def stop(self) -> None:
         """SIGTERM, and wait for its end."""
-        assert self._pid is not None
-        os.kill(self._pid, signal.SIGTERM)
-        pid, self._pid = self._pid, None
+        os.kill(self.pid, signal.SIGTERM)
+        pid, self._pid = self.pid, None
         os.waitpid(pid, 0)
 
     def _open(self, planned: hvcore.PlannedFd) -> int:

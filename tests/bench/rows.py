@@ -20,6 +20,7 @@ class Row:
         reference: median of what it is compared with; ``None`` when it stands alone.
         lowest: least of ours: what it takes when nothing else runs on the host.
         lowest_reference: least of the other.
+        spread: quartiles of the ratios of the two in each turn.
         against: what it is compared with.
         samples: number of samples behind the medians.
         budget: what the design allows, in words.
@@ -31,6 +32,7 @@ class Row:
     reference: float | None = None
     lowest: float | None = None
     lowest_reference: float | None = None
+    spread: tuple[float, float] | None = None
     against: str = ""
     samples: int = 1
     budget: str = ""
@@ -69,19 +71,33 @@ def side_by_side(ours: Callable[[], Sequence[float]], other: Callable[[], Sequen
         for measure, found in pair if turn % 2 else reversed(pair):
             found.append(measure())
     return [
-        Pair(ours=statistics.median(a), other=statistics.median(b), lowest_ours=min(a), lowest_other=min(b))
+        Pair(
+            ours=statistics.median(a),
+            other=statistics.median(b),
+            lowest_ours=min(a),
+            lowest_other=min(b),
+            spread=_quartiles([x / y for x, y in zip(a, b, strict=True)]),
+        )
         for a, b in zip(zip(*mine, strict=True), zip(*others, strict=True), strict=True)
     ]
 
 
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, upper
+
+
 @attrs.frozen(kw_only=True)
 class Pair:
-    """Medians and least values of two measurements, in seconds."""
+    """Medians and least values of two measurements, in seconds, and how far their ratio goes apart."""
 
     ours: float
     other: float
     lowest_ours: float
     lowest_other: float
+    spread: tuple[float, float]
 
     def scaled(self, factor: float) -> dict[str, Any]:
         """The values of a `Row` in another unit."""
@@ -90,6 +106,7 @@ class Pair:
             "reference": self.other * factor,
             "lowest": self.lowest_ours * factor,
             "lowest_reference": self.lowest_other * factor,
+            "spread": self.spread,
         }
 
     def excess(self, factor: float) -> dict[str, Any]:
@@ -103,15 +120,28 @@ class Pair:
 def table(rows: Iterable[Row]) -> str:
     """The rows for people."""
     cells: list[tuple[str, ...]] = [
-        ("measured", "ours", "lowest", "other", "ratio", "of lowest", "unit", "n", "compared with", "budget")
+        (
+            "measured",
+            "ours",
+            "lowest",
+            "other",
+            "ratio",
+            "quartiles",
+            "of lowest",
+            "unit",
+            "n",
+            "compared with",
+            "budget",
+        )
     ]
     for row in rows:
         numbers = (row.value, row.lowest, row.reference)
         shown = ["" if number is None else f"{number:.3f}" for number in numbers]
-        ratios = ["" if ratio is None else f"{ratio:.2f}" for ratio in (row.ratio, row.lowest_ratio)]
-        cells.append((row.name, *shown, *ratios, row.unit, str(row.samples), row.against, row.budget))
+        ratio, of_lowest = ("" if ratio is None else f"{ratio:.2f}" for ratio in (row.ratio, row.lowest_ratio))
+        spread = "" if row.spread is None else "{:.2f} {:.2f}".format(*row.spread)
+        cells.append((row.name, *shown, ratio, spread, of_lowest, row.unit, str(row.samples), row.against, row.budget))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    right = (1, 2, 3, 4, 5, 7)
+    right = (1, 2, 3, 4, 5, 6, 8)
     return "\n".join(
         "  ".join(
             cell.rjust(width) if column in right else cell.ljust(width)

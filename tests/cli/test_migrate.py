@@ -160,8 +160,11 @@ def test_the_interrupt_key_cancels(hosts: Hosts, there: tuple[str, ...], tmp_pat
 @pytest.mark.parametrize(
     "operation", ["greeting", "get_node_info", "accept_instance", "get_instance_info", "finalize_migration_dst"]
 )
-def test_the_other_end_dies_at_a_message(hosts: Hosts, there: tuple[str, ...], operation: str, when: str) -> None:
+def test_the_other_end_dies_at_a_message(
+    hosts: Hosts, there: tuple[str, ...], operation: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One side has it, the error says which or what to do, and the same once more ends on the other host."""
+    monkeypatch.setattr("hvcore.migration.STILL_THERE", 0.0)
     relay = (sys.executable, str(Path(__file__).parent / "dying_peer.py"), operation, when)
     dying = Transport(words=(*relay, *there), hv="", title="other")
     with pytest.raises(hvcore.HypervisorError) as caught, RemoteDestination(dying, PEER) as destination:

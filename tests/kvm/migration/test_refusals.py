@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -145,6 +146,26 @@ def test_a_processor_with_less_is_refused_and_with_more_is_cut_back(moving: Any)
     pair.accept(PLAIN, _changed(info, features=features))
     with open(f"/proc/{pair.destination.pid()}/cmdline", encoding="utf-8") as file:
         assert "pni=off" in file.read()
+
+
+def test_a_processor_is_asked_for_once_as_long_as_its_qemu_is_the_same(make_pair: Any, tmp_path: Path) -> None:
+    """It takes a process of its own: another instance that comes needs none, and another program is asked again."""
+    starts, program = tmp_path / "starts", tmp_path / "qemu"
+    program.write_text(f'#!/bin/sh\necho "$*" >>{starts}\nexec qemu-system-x86_64 "$@"\n')
+    program.chmod(0o755)
+    pair = make_pair(destination={"qemu": str(program)})
+    pair.start(security_model="none")
+    info = pair.source.driver.migration_info("web1")
+
+    def asked() -> int:
+        pair.accept(PLAIN, info)
+        pair.destination.driver.finalize_migration_dst(info, False)
+        pair.forget("destination")
+        return sum("id=probe" in line and "accel=tcg" in line for line in starts.read_text().splitlines())
+
+    assert [asked(), asked()] == [1, 1]
+    program.write_text(program.read_text() + "\n")
+    assert asked() == 2
 
 
 def test_a_port_that_is_taken_is_passed_over(moving: Any) -> None:

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.qemu
 
 SOON = 60.0
 
+READY = b"HVCORE-GUEST ready firmware\r\n"
+
 Hv = Callable[..., Any]
 
 
@@ -42,14 +44,14 @@ class _Terminal:
             stderr=self._slave,
             env={**environment, "TERM": "xterm"},
         )
-        self._pidfd = os.pidfd_open(self.process.pid)
 
     def until(self, marker: bytes) -> None:
         """Read up to a marker."""
         end = time.monotonic() + SOON
         while marker not in self.text:
-            ready, _, _ = select.select([self._master, self._pidfd], [], [], end - time.monotonic())
-            assert self._master in ready, self.text
+            # This side has the terminal open too, so its end is not seen here: what has been said is always readable.
+            ready, _, _ = select.select([self._master], [], [], max(0.0, end - time.monotonic()))
+            assert ready, self.text
             self.text += os.read(self._master, 65536)
         self.text = self.text.partition(marker)[2]
 
@@ -66,7 +68,6 @@ class _Terminal:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._pidfd)
         os.close(self._slave)
         os.close(self._master)
 
@@ -98,9 +99,21 @@ def _piped(hv: Hv, *arguments: str) -> Iterator[Any]:
                 process.kill()
 
 
+def _start(hv: Hv, instance_file: Path) -> None:
+    """Start web1 and wait for its guest.
+
+    Before its ready line a guest may drop what is typed; after it, whoever attaches is not told it any more.
+    """
+    started = hv("start", instance_file)
+    assert started.returncode == 0, started.stderr
+    with _piped(hv, "console", "web1", "--log", "--follow") as reader:
+        assert reader.stdout.readline() == READY
+        reader.terminate()
+
+
 def test_a_person_talks_to_a_guest_and_leaves(hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path) -> None:
     """Keys go through one by one; Ctrl-] leaves, the guest runs on and the terminal is as it was."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     person = terminal("console", "web1")
     person.until(b"Ctrl-]")
     person.until(b"\n")
@@ -119,7 +132,7 @@ def test_a_signal_puts_the_terminal_back(
     hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path, number: signal.Signals
 ) -> None:
     """However it ends, the terminal is as it was, and the exit status names the signal."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     # What started the tests may ignore it, as nohup does; then so would hv.
     before = signal.signal(number, signal.SIG_DFL)
     try:
@@ -149,7 +162,7 @@ def test_the_first_byte_is_seen_and_the_end_is_explained(
 
 def test_a_pipe_is_answered(hv: Hv, instance_file: Path, environment: dict[str, str]) -> None:
     """Without a terminal, input is copied; standard output has only what the guest said."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     command = [sys.executable, "-m", "hvcore.cli", "console", "web1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
@@ -173,7 +186,7 @@ def test_a_pipe_that_switches_the_guest_off_ends_with_it(instance_file: Path, en
         assert process.stdout is not None
         assert process.stderr is not None
         # Before this line, the guest's serial port may drop what is typed.
-        assert process.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        assert process.stdout.readline() == READY
         process.stdin.write(b"eq")
         process.stdin.close()
         assert process.stdout.read() == b"ok\r\n"
@@ -183,7 +196,7 @@ def test_a_pipe_that_switches_the_guest_off_ends_with_it(instance_file: Path, en
 
 def test_the_log_is_shown_without_attaching(hv: Hv, instance_file: Path) -> None:
     """With --log, everything the guest wrote is printed, also what nobody saw; the console stays free."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     with _piped(hv, "console", "web1") as process:
         process.stdin.write(b"e")
         assert process.stdout.readline() == b"ok\r\n"
@@ -199,23 +212,21 @@ def test_the_log_is_shown_without_attaching(hv: Hv, instance_file: Path) -> None
 
 def test_many_read_along_and_one_writes(hv: Hv, instance_file: Path) -> None:
     """Watchers see what the guest says to the one who types, from the start or from now on, until it ends."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(_piped(hv, "console", "web1"))
         writer.stdin.write(b"e")
         assert writer.stdout.readline() == b"ok\r\n"
-        late = [stack.enter_context(_piped(hv, "console", "web1", "--watch")) for _ in range(2)]
         early = stack.enter_context(_piped(hv, "console", "web1", "--log", "--follow"))
-        for watcher in (*late, early):
-            assert b"Reading along" in watcher.stderr.readline()
-        assert early.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        assert early.stdout.readline() == READY
+        # QEMU writes to the client first and then to the log: only from here on is it in the past of who comes now.
         assert early.stdout.readline() == b"ok\r\n"
+        late = [stack.enter_context(_piped(hv, "console", "web1", "--watch")) for _ in range(2)]
+        for watcher in (early, *late):
+            assert b"Reading along" in watcher.stderr.readline()
         writer.stdin.write(b"c")
-        for watcher in late:
-            line = watcher.stdout.readline()
-            # QEMU writes to the client first and then to the log: this one may have been early enough.
-            assert b"count=" in (watcher.stdout.readline() if line == b"ok\r\n" else line)
-        assert b"count=" in early.stdout.readline()
+        for watcher in (early, *late):
+            assert b"count=" in watcher.stdout.readline()
         writer.stdin.write(b"q")
         for watcher in (*late, early):
             assert b"shutdown-by-user" in watcher.stderr.read()
@@ -237,7 +248,7 @@ def test_a_watcher_leaves(terminal: Callable[..., _Terminal], hv: Hv, instance_f
 
 def test_the_second_is_told_who_is_first_and_may_take_over(hv: Hv, instance_file: Path) -> None:
     """One console, one client: the next one is told at once who holds it; with --take-over the first leaves."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     with _piped(hv, "console", "web1") as first, contextlib.ExitStack() as stack:
         first.stdin.write(b"e")
         assert first.stdout.readline() == b"ok\r\n"
@@ -272,7 +283,7 @@ def test_who_has_been_shut_out_is_not_its_own_successor(tmp_path: Path) -> None:
 
 def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file: Path) -> None:
     """One that knows nothing of hv holds the console: it is found by the kernel, and made to go."""
-    hv("start", instance_file)
+    _start(hv, instance_file)
     path = json.loads(hv("console", "web1", "--json").stdout)["socket_path"]
     with socket.socket(socket.AF_UNIX) as other:
         other.connect(path)
@@ -295,7 +306,7 @@ def test_the_first_byte_after_a_paused_start(hv: Hv, instance_file: Path) -> Non
     """Started paused, attached with --resume: the first byte of the guest is the first that is shown."""
     hv("start", instance_file, "--paused")
     with _piped(hv, "console", "web1", "--resume") as process:
-        assert process.stdout.readline() == b"HVCORE-GUEST ready firmware\r\n"
+        assert process.stdout.readline() == READY
         process.stdin.write(b"\x1d")
     assert "state        running" in hv("info", "web1").stdout
 
@@ -304,13 +315,10 @@ def test_a_pty_is_attached_to(hv: Hv, instance_file: Path) -> None:
     """A console on a terminal device is used as one on a socket; it is the first text console when VNC stands first."""
     text = instance_file.read_text().replace("[params]", 'consoles = ["vnc", "pty"]\n[params]')
     instance_file.write_text(text)
-    assert hv("start", instance_file).returncode == 0
+    _start(hv, instance_file)
     with _piped(hv, "console", "web1") as process:
         process.stdin.write(b"e")
-        line = process.stdout.readline()
-        while line != b"ok\r\n":
-            assert line == b"HVCORE-GUEST ready firmware\r\n"
-            line = process.stdout.readline()
+        assert process.stdout.readline() == b"ok\r\n"
         refused = hv("console", "web1", "--type", "pty")
         assert refused.returncode == 4
         assert f"held by process {process.pid}" in refused.stderr

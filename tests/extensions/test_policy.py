@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ import hvcore
 from hvcore import Allow, Deny, MaxRunning, OperationCall, Policy, PolicyDenied
 
 Load = Callable[..., hvcore.Driver]
+
+PATIENCE = 60.0
 
 
 def _allowed(driver: hvcore.Driver, operation: str, *arguments: Any) -> bool:
@@ -114,34 +115,37 @@ def test_an_exception_from_the_maximum(fake_settings: Any) -> None:
 
 def test_starts_side_by_side_do_not_pass_the_maximum_together(load: Load) -> None:
     """A start that has not come back counts already, and no longer once it has failed."""
-    alive: list[str] = []
-    most = []
+    together = threading.Barrier(6)
+    decided = threading.Event()
+    started: list[str] = []
+    refused: list[str] = []
 
     def start() -> Any:
-        alive.append("x")
-        most.append(len(alive))
-        time.sleep(0.02)
-        alive.remove("x")
+        started.append("x")
+        if len(started) > 2:
+            decided.set()
+        # Those that are in stay in until all the others have been refused, or one of them has not.
+        decided.wait(PATIENCE)
         raise hvcore.SpawnFailed("no")
 
     driver = load(Policy([MaxRunning(2)]), answers={"start_instance": start})
-    refused = []
 
-    def work(index: int) -> None:
-        for attempt in range(5):
-            try:
-                driver.start_instance({"name": f"web{index}-{attempt}"})
-            except PolicyDenied:
-                refused.append(index)
-            except hvcore.SpawnFailed:
-                pass
+    def work(name: str) -> None:
+        together.wait(PATIENCE)
+        try:
+            driver.start_instance({"name": name})
+        except PolicyDenied:
+            refused.append(name)
+            if len(refused) == 4:
+                decided.set()
+        except hvcore.SpawnFailed:
+            pass
 
-    threads = [threading.Thread(target=work, args=[index]) for index in range(6)]
+    threads = [threading.Thread(target=work, args=[f"web{index}"]) for index in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(most) == 2
-    assert refused
+    assert (len(started), len(refused)) == (2, 4)
     with pytest.raises(hvcore.SpawnFailed):
         driver.start_instance({"name": "last"})

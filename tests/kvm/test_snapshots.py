@@ -434,14 +434,14 @@ def test_a_qemu_that_is_late(host: Any) -> None:
         def tell(progress: hvcore.Progress) -> None:
             if progress.phase == phase and next(once, False):
                 os.kill(pid, signal.SIGSTOP)
-                threading.Timer(2.0, os.kill, (pid, signal.SIGCONT)).start()
+                threading.Timer(5.0, os.kill, (pid, signal.SIGCONT)).start()
 
         return tell
 
     for attempt in (
-        lambda: host.driver.create_snapshot("web1", "second", on_progress=late("saving"), timeout=1.0),
-        lambda: host.driver.revert_snapshot("web1", "first", on_progress=late("keeping"), timeout=1.0),
-        lambda: host.driver.revert_snapshot("web1", "first", on_progress=late("loading"), timeout=1.0),
+        lambda: host.driver.create_snapshot("web1", "second", on_progress=late("saving"), timeout=3.0),
+        lambda: host.driver.revert_snapshot("web1", "first", on_progress=late("keeping"), timeout=3.0),
+        lambda: host.driver.revert_snapshot("web1", "first", on_progress=late("loading"), timeout=3.0),
     ):
         with pytest.raises(hvcore.DeadlineExceeded):
             attempt()

@@ -247,7 +247,7 @@ def test_one_that_is_ended_leaves_nothing(host: Any, written: Callable[..., Any]
     before = set(os.listdir(place))
     slow = {"checkpoint": "b", "bandwidth": 1 << 16}
     with pytest.raises(DeadlineExceeded):
-        host.driver.backup_instance("web1", str(place), since="a", timeout=1.0, **slow)
+        host.driver.backup_instance("web1", str(place), since="a", timeout=3, **slow)
     for since in (None, "a"):
         interrupt = _Once(lambda: _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

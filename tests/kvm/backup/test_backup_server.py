@@ -105,7 +105,7 @@ def test_full_and_changes_on_top(host: Any, written: Callable[..., Any], serve: 
         silent.bind(f"{tmp_path}/silent")
         silent.listen()
         with pytest.raises(InvalidParameters, match="no NBD server answers"):
-            host.driver.backup_instance("web1", target.replace("/nbd", "/silent"), timeout=0.5)
+            host.driver.backup_instance("web1", target.replace("/nbd", "/silent"), timeout=3)
 
 
 def test_one_that_goes_away_does_not_harm_the_guest(

@@ -13,7 +13,6 @@ import pytest
 
 import hvcore
 from hvcore import LiveParameters
-from hvcore_kvm.hotplug import plugging
 from hvcore_kvm.qmp import QmpClient, QmpRefused
 
 pytestmark = pytest.mark.qemu
@@ -303,18 +302,18 @@ def test_stopped_in_the_middle(host: Any, whole: Any, monkeypatch: pytest.Monkey
     host.start(host.instance(params=BASE))
     before = whole()
     pid, execute = host.pid(), QmpClient.execute
-    # It is QEMU that is waited for, not the guest.
-    monkeypatch.setattr(plugging, "_ANSWER_PATIENCE", 3.0)
 
     def stop(self: QmpClient, name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "object-add":
             os.kill(pid, signal.SIGSTOP)
+            # What came before has had all the time it needed.
+            kwargs["deadline"] = hvcore.Deadline.after(1)
         return execute(self, name, *args, **kwargs)
 
     try:
         with monkeypatch.context() as patch, pytest.raises(hvcore.OutcomeUnknown):
             patch.setattr(QmpClient, "execute", stop)
-            _set(host, 3, **EVERYTHING)
+            _set(host, **EVERYTHING)
     finally:
         os.kill(pid, signal.SIGCONT)
     host.driver.recover()

@@ -292,7 +292,7 @@ def test_its_finalisers_alone_take_it_back(pair: Any, elsewhere: Any) -> None:
     pair.start(disks=[_written(pair.source, "a.raw")])
     (pair.destination.directory / "a.raw").touch()
     info = _begin(pair, elsewhere)
-    assert _tell(lambda: pair.source.driver.finalize_migration_source("web1", True, timeout=1)) == "WrongState"
+    assert _tell(lambda: pair.source.driver.finalize_migration_source("web1", True, timeout=3)) == "WrongState"
     assert _tell(lambda: elsewhere.finalize_migration_dst(info, False)) == "True"
     assert _tell(lambda: pair.source.driver.finalize_migration_source("web1", False)) == "True"
     _nothing_copies(pair)

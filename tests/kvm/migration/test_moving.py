@@ -160,7 +160,7 @@ def test_post_copy_goes_on_after_its_network_broke(pair: Any) -> None:
     pair.ask("source", "migrate-pause")
     pair.until(MigrationPhase.POSTCOPY_PAUSED)
     for refused in (
-        lambda: pair.source.driver.finalize_migration_source("web1", True, timeout=1),
+        lambda: pair.source.driver.finalize_migration_source("web1", True, timeout=3),
         lambda: pair.source.driver.finalize_migration_source("web1", False),
         lambda: pair.source.driver.resume_instance("web1"),
     ):

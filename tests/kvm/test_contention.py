@@ -16,9 +16,16 @@ import pytest
 
 import hvcore
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 SECONDS = 60.0
+
+LIMIT = 240.0
+"""Seconds in which each side has done enough, however slow the machine."""
+
+ENOUGH = 6
+"""Starts of each application, and commands that did what they were for."""
+
 NAMES = ("web1", "web2", "web3")
 DOCUMENTED = {
     "already-running",
@@ -34,12 +41,17 @@ DOCUMENTED = {
 _APPLICATION = """
 import json, random, sys, time
 import hvcore
-settings, definitions, seed, seconds = (json.loads(word) for word in sys.argv[1:5])
+settings, definitions, seed, seconds, limit, enough, documented = (json.loads(word) for word in sys.argv[1:])
 chance = random.Random(seed)
 outcomes = {}
-end = time.monotonic() + seconds
+begun = time.monotonic()
+
+def goes_on():
+    passed = time.monotonic() - begun
+    return passed < seconds or (outcomes.get("start done", 0) < enough and passed < limit)
+
 with hvcore.load_driver("kvm", settings) as driver:
-    while time.monotonic() < end:
+    while goes_on():
         definition = chance.choice(definitions)
         name = definition["name"]
         operation, call = chance.choice([
@@ -47,21 +59,21 @@ with hvcore.load_driver("kvm", settings) as driver:
             ("start", lambda: driver.start_instance(definition, timeout=0.1)),
             ("stop", lambda: driver.stop_instance(name, force=True)),
             ("graceful", lambda: driver.stop_instance(name, timeout=2)),
-            ("reboot", lambda: driver.reboot_instance(name, mode=chance.choice(["soft", "hard", "reset"]), timeout=2)),
-            ("pause", lambda: driver.pause_instance(name, timeout=2)),
-            ("resume", lambda: driver.resume_instance(name, timeout=2)),
+            ("reboot", lambda: driver.reboot_instance(name, mode=chance.choice(["soft", "hard", "reset"]), timeout=5)),
+            ("pause", lambda: driver.pause_instance(name, timeout=15)),
+            ("resume", lambda: driver.resume_instance(name, timeout=15)),
             ("info", lambda: driver.get_instance_info(name)),
             ("infos", lambda: driver.get_all_instances_info()),
             ("list", lambda: driver.list_instances()),
             ("cleanup", lambda: driver.cleanup_instance(name, timeout=1)),
-            ("recover", lambda: driver.recover(name, timeout=2)),
+            ("recover", lambda: driver.recover(name, timeout=15)),
         ])
         try:
             call()
             outcome = "done"
         except hvcore.HypervisorError as error:
             outcome = error.code
-            if outcome not in json.loads(sys.argv[5]):
+            if outcome not in documented:
                 print(repr(error), error, file=sys.stderr)
         outcomes[f"{operation} {outcome}"] = outcomes.get(f"{operation} {outcome}", 0) + 1
 print(json.dumps(outcomes))
@@ -103,11 +115,12 @@ def test_three_at_once_for_a_minute(host: Any, tmp_path: Path) -> None:
         lines = [f'{key} = "{value}"' for key, value in params.items()]
         text = f'name = "{definition["name"]}"\nmemory = "32MiB"\n[params]\n' + "\n".join(lines)
         (tmp_path / f"{definition['name']}.toml").write_text(text)
-    words = [json.dumps(host.settings), json.dumps(definitions)]
-    documented = json.dumps(sorted(DOCUMENTED))
     applications = [
         subprocess.Popen(
-            [sys.executable, "-c", _APPLICATION, *words, str(seed), str(SECONDS), documented],
+            [
+                *(sys.executable, "-c", _APPLICATION),
+                *map(json.dumps, (host.settings, definitions, seed, SECONDS, LIMIT, ENOUGH, sorted(DOCUMENTED))),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -116,8 +129,8 @@ def test_three_at_once_for_a_minute(host: Any, tmp_path: Path) -> None:
     ]
     chance = random.Random(3)
     ended: Counter[int] = Counter()
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < SECONDS or (ended[0] < ENOUGH and passed < LIMIT):
         name = chance.choice(NAMES)
         template = chance.choice(_HV)
         arguments = [str(tmp_path / f"{name}.toml") if w == "FILE" else name if w == "NAME" else w for w in template]
@@ -133,17 +146,23 @@ def test_three_at_once_for_a_minute(host: Any, tmp_path: Path) -> None:
             assert len(_running(each, str(host.firmware))) <= 1 or len(_running(each, str(host.firmware))) <= 1
     outcomes: Counter[str] = Counter()
     for application in applications:
-        out, err = application.communicate(timeout=120)
+        out, err = application.communicate(timeout=LIMIT)
         assert application.returncode == 0, err
         assert err == ""
         outcomes.update(json.loads(out))
     assert {outcome.split()[1] for outcome in outcomes} <= {"done", *DOCUMENTED}
-    assert outcomes["start done"] > 10
-    assert ended[0] > 10
-    # Whatever is there now, the driver accounts for it, and its account is right.
-    listed = {row.name: row.pid for row in host.driver.list_instances().instances if row.pid is not None}
+    assert outcomes["start done"] >= 2 * ENOUGH
+    assert ended[0] >= ENOUGH
+    # Whatever is there now, the driver accounts for it, and its account is right; a guest may still obey one that has
+    # not waited for it, and end in between.
+    deadline = hvcore.Deadline.after(SECONDS)
+    while True:
+        listed = {row.name: [row.pid] for row in host.driver.list_instances().instances if row.pid is not None}
+        there = {name: _running(name, str(host.firmware)) for name in NAMES}
+        if there == {name: listed.get(name, []) for name in NAMES}:
+            break
+        assert not deadline.expired, f"the driver lists {listed}, and there are {there}"
     for name in NAMES:
-        assert _running(name, str(host.firmware)) == ([listed[name]] if name in listed else [])
         host.driver.stop_instance(name, force=True)
         assert _running(name, str(host.firmware)) == []
         host.driver.cleanup_instance(name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import shutil
+import socket
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header() -> list[str]:
     here = f"KVM: {probe_kvm().level.value} ({probe_kvm().reason}); user: {os.geteuid()}"
     return [here, *(f"not run: tests marked {marker}: {why}" for marker, why in MISSING.items())]
+
+
+_PROCESSES = 64
+"""How many processes may run tests on one host at once."""
+
+_PORTS = range(20000, 28192)
+"""Above the first of VNC, and below those that the kernel hands out by itself."""
+
+
+@pytest.fixture(scope="session")
+def own_number() -> Iterator[int]:
+    """A number below 64 that no other process that runs tests on this host has."""
+    # An abstract name goes with its process, however that ends, and belongs to a network as ports and addresses do.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        for number in range(_PROCESSES):
+            try:
+                claim.bind(f"\0hvcore-tests-{number}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            yield number
+            return
+        pytest.fail(f"{_PROCESSES} processes run tests on this host already")
+
+
+@pytest.fixture(scope="session")
+def free_port(own_number: int) -> Callable[[], int]:
+    """Finds ports that nobody has and no other test is given, for TCP and UDP, each another one."""
+    share = len(_PORTS) // _PROCESSES
+    own = itertools.cycle(_PORTS[own_number * share : (own_number + 1) * share])
+
+    def is_free(port: int) -> bool:
+        with contextlib.ExitStack() as stack:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                try:
+                    stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("", port))
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+                    return False
+        return True
+
+    return lambda: next(port for port in itertools.islice(own, share) if is_free(port))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -110,12 +111,21 @@ def _password(name: str, directory: str, accel: str) -> PasswordConsole:
     with open(path, "w", encoding="ascii") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(f"{secret}\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     plain = _definition(name, directory, accel)
-    vnc = {"bind_address": "127.0.0.1", "port": port, "password_file": path}
+    vnc = {"bind_address": "127.0.0.1", "port": _free_port(), "password_file": path}
     instance = attrs.evolve(plain, consoles=("serial", "vnc"), params={**plain.params, "vnc": vnc})
     return PasswordConsole(instance=instance, kind="vnc", secret=secret)
+
+
+def _free_port() -> int:
+    """A port that nobody has, of those that the kernel does not hand out by itself in the next moment."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        first = int(file.read().split()[0])
+    ports = range(max(first - 4096, 5900), first) or range(61000, 65536)
+    while True:
+        port = secrets.choice(ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _instance(name: str, firmware: str, accel: str) -> Instance:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -118,20 +117,20 @@ def test_other_names_and_other_pages_are_refused(page: PageServer) -> None:
     assert _ask(page, "POST", "/ticket", page.ticket, Origin=f"http://{page.host}")[0] == 200
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def with_vnc(instance_file: Path, tmp_path: Path, free_port: Callable[[], int]) -> Callable[..., None]:
+    """Gives the instance a VNC console with a websocket and a password, but for changes."""
 
+    def change(**changes: Any) -> None:
+        password = tmp_path / "password"
+        password.write_text("sesame\n")
+        given = {"bind_address": "127.0.0.1", "port": free_port(), "websocket": free_port()}
+        given |= {"password_file": str(password), **changes}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
+        text = instance_file.read_text().replace("[params]", 'consoles = ["serial", "vnc"]\n[params]')
+        instance_file.write_text(text + "\n".join(["[params.vnc]", *lines, ""]))
 
-def _with_vnc(instance_file: Path, tmp_path: Path, **changes: Any) -> None:
-    password = tmp_path / "password"
-    password.write_text("sesame\n")
-    given = {"bind_address": "127.0.0.1", "port": _free_port(), "websocket": _free_port()}
-    given |= {"password_file": str(password), **changes}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
-    text = instance_file.read_text().replace("[params]", 'consoles = ["serial", "vnc"]\n[params]')
-    instance_file.write_text(text + "\n".join(["[params.vnc]", *lines, ""]))
+    return change
 
 
 @pytest.mark.qemu
@@ -143,10 +142,10 @@ def _with_vnc(instance_file: Path, tmp_path: Path, **changes: Any) -> None:
     ],
 )
 def test_what_is_missing_is_named(
-    hv: Hv, instance_file: Path, tmp_path: Path, changes: dict[str, Any], hint: str
+    hv: Hv, instance_file: Path, with_vnc: Callable[..., None], changes: dict[str, Any], hint: str
 ) -> None:
     """Without a websocket or a password the command says what to set."""
-    _with_vnc(instance_file, tmp_path, **changes)
+    with_vnc(**changes)
     assert hv("start", instance_file).returncode == 0
     done = hv("console", "web1", "--web")
     assert done.returncode == 5
@@ -154,12 +153,12 @@ def test_what_is_missing_is_named(
 
 
 @pytest.mark.qemu
-def test_without_novnc(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+def test_without_novnc(hv: Hv, instance_file: Path, with_vnc: Callable[..., None], tmp_path: Path) -> None:
     """The package to install is named; an instance without VNC is invalid input."""
     assert hv("start", instance_file).returncode == 0
     assert hv("console", "web1", "--web").returncode == 2
     assert hv("stop", "web1", "--force").returncode == 0
-    _with_vnc(instance_file, tmp_path)
+    with_vnc()
     assert hv("start", instance_file).returncode == 0
     done = hv("console", "web1", "--web", "--novnc", tmp_path)
     assert done.returncode != 0
@@ -285,10 +284,15 @@ _COMPARED = """(async () => {
 @pytest.mark.qemu
 @pytest.mark.timeout(600)
 def test_a_browser_shows_the_picture(
-    hv: Hv, environment: dict[str, str], instance_file: Path, tmp_path: Path, browser: Browser
+    hv: Hv,
+    environment: dict[str, str],
+    instance_file: Path,
+    with_vnc: Callable[..., None],
+    tmp_path: Path,
+    browser: Browser,
 ) -> None:
     """The address opens the guest's screen once, and the page forgets its ticket at once."""
-    _with_vnc(instance_file, tmp_path)
+    with_vnc()
     assert hv("start", instance_file).returncode == 0
     picture = tmp_path / "picture.png"
     assert hv("screenshot", "web1", "-o", picture).returncode == 0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -235,18 +232,6 @@ def fresh(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **own, **offline, "PATH": f"{commands}:{os.environ['PATH']}"}
 
 
-def _with_free_ports(text: str) -> str:
-    """A page with UDP ports that are free here; those that the kernel hands out by itself are higher."""
-    for port, lowest in (("19411", 20000), ("19412", 26000)):
-        while True:
-            found = random.randrange(lowest, lowest + 6000)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", found))
-                break
-        text = text.replace(port, str(found))
-    return text
-
-
 @pytest.mark.qemu
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -276,14 +261,19 @@ def _with_free_ports(text: str) -> str:
         ),
     ],
 )
-def test_a_plugin_is_made_as_its_page_says(page: str, words: list[str], fresh: dict[str, str], tmp_path: Path) -> None:
+def test_a_plugin_is_made_as_its_page_says(
+    page: str, words: list[str], fresh: dict[str, str], free_port: Callable[[], int], tmp_path: Path
+) -> None:
     """Every command of the page, in its order, in a fresh environment; every file is written where it says."""
     place = tmp_path / "work"
     place.mkdir()
     said = []
     # What the packages of hv new-plugin test of their family is tested with them.
     fresh["PYTEST_ADDOPTS"] = "-k 'not keeps_what_is_promised'"
-    for found in _BLOCK.finditer(_with_free_ports((DOCS / f"{page}.md").read_text())):
+    text = (DOCS / f"{page}.md").read_text()
+    for port in ("19411", "19412"):
+        text = text.replace(port, str(free_port()))
+    for found in _BLOCK.finditer(text):
         mark = found["mark"] or ""
         if mark.startswith("file: "):
             path = place / mark.removeprefix("file: ")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,9 @@ def test_a_qemu_that_hangs_at_start(make_host: Any, tmp_path: Path) -> None:
     assert host.files() == set()
 
 
-def test_a_port_that_is_taken(host: Any) -> None:
+def test_a_port_that_is_taken(host: Any, free_port: Callable[[], int]) -> None:
     """A forwarded port somebody else has ends the start with QEMU's words."""
-    forward = {"forward": [{"host_port": 20999, "guest_port": 22}]}
+    forward = {"forward": [{"host_port": free_port(), "guest_port": 22}]}
     host.driver.start_instance(host.instance("first", nics=[Nic(params=forward)]))
     with pytest.raises(hvcore.SpawnFailed, match="forwarding rule"):
         host.driver.start_instance(host.instance("second", nics=[Nic(params=forward)]))

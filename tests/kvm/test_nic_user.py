@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,12 +23,6 @@ def _monitor(host: Any, line: str) -> str:
         return str(client.execute("human-monitor-command", arguments, deadline=Deadline.after(30)))
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.mark.parametrize("restrict", [False, True])
 def test_restrict(host: Any, restrict: bool) -> None:
     """A restricted guest reaches neither host nor network, as QEMU says."""
@@ -35,9 +30,9 @@ def test_restrict(host: Any, restrict: bool) -> None:
     assert f"restrict={'on' if restrict else 'off'}" in _monitor(host, "info network")
 
 
-def test_forward(host: Any) -> None:
+def test_forward(host: Any, free_port: Callable[[], int]) -> None:
     """A port of the host leads to one of the guest, on the address, by the protocol and to the port that were given."""
-    port = _free_port()
+    port = free_port()
     forward = [
         {"host_port": port, "guest_port": 22, "protocol": "tcp", "host_address": "127.0.0.1"},
         {"host_port": port, "guest_port": 53, "protocol": "udp", "host_address": "127.0.0.1"},

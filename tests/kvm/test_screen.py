@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,11 +66,11 @@ def test_without_a_display_there_is_no_picture(host: Any) -> None:
 
 
 @pytest.fixture
-def guarded(host: Any) -> Any:
+def guarded(host: Any, free_port: Callable[[], int]) -> Any:
     """An instance whose VNC console asks for a password."""
     secret = host.directory / "password"
     secret.write_text("first\n")
-    vnc = {"bind_address": "127.0.0.1", "port": 21000 + os.getpid() % 20000, "password_file": str(secret)}
+    vnc = {"bind_address": "127.0.0.1", "port": free_port(), "password_file": str(secret)}
     host.driver.start_instance(host.instance(consoles=["vnc"], params={"vnc": vnc}), paused=True)
     return host
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +97,12 @@ def test_it_cannot_touch_our_records(host: Any, instance: Any) -> None:
             assert path.stat().st_mode & 0o022 == 0, path.name
 
 
-def test_passwords_reach_it(host: Any, instance: Any, tmp_path: Path) -> None:
+def test_passwords_reach_it(host: Any, instance: Any, free_port: Callable[[], int], tmp_path: Path) -> None:
     """A password file that only root can read is enough."""
     secret = tmp_path / "password"
     secret.write_text("sesame\n")
     secret.chmod(0o600)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    vnc = {"bind_address": "127.0.0.1", "port": port, "password_file": str(secret)}
+    vnc = {"bind_address": "127.0.0.1", "port": free_port(), "password_file": str(secret)}
     host.driver.start_instance(instance(consoles=["vnc"], params={"vnc": vnc}))
     assert host.driver.get_instance_console("web1").authentication == "password"
 

@@ -27,15 +27,15 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(170)]
 STRICT = "-compat deprecated-input=reject,deprecated-output=hide"
 # Several test processes run side by side.
 _BRIDGE = f"hvw{os.getpid()}"
-_PORT = 20000 + os.getpid() % 20000
 
 
 @attrs.define
 class Scene:
-    """A host with what the definitions name: images, secrets, directories."""
+    """A host with what the definitions name: images, secrets, directories, and a port that is free."""
 
     host: Any
     directory: Path
+    port: int
 
     def image(self, name: str, kind: str = "raw", size: int = 1 << 20) -> str:
         path = self.directory / f"{name}.{kind}"
@@ -125,7 +125,7 @@ def _instance(scene: Scene, **given: Any) -> Instance:
 
 
 def _ganeti(
-    hvparams: Any, *, be: Any = None, disks: Any = (), nics: Any = (), port: int | None = None
+    hvparams: Any, *, be: Any = None, disks: Any = (), nics: Any = (), port: bool = False
 ) -> Callable[[Scene], Instance]:
     def make(scene: Scene) -> Instance:
         given = hvparams(scene) if callable(hvparams) else hvparams
@@ -135,7 +135,7 @@ def _ganeti(
             be or {"maxmem": 64, "minmem": 64, "vcpus": 1},
             list(nics),
             disks(scene) if callable(disks) else list(disks),
-            network_port=port,
+            network_port=scene.port if port else None,
         )
         assert translation.instance is not None, list(translation.findings)
         # The program is the one under test.
@@ -398,10 +398,10 @@ WHOLE = (
                 "usb_mouse": "tablet",
             },
             disks=_plain(),
-            port=_PORT,
+            port=True,
         ),
         devices=("ide-cd", "VGA", "usb-tablet"),
-        check=lambda s: s.qmp("query-vnc")["service"] == str(_PORT),
+        check=lambda s: s.qmp("query-vnc")["service"] == str(s.port),
     ),
     Whole(
         name="Ganeti: SPICE with a password, sound and agent",
@@ -414,7 +414,7 @@ WHOLE = (
                 "soundhw": "ac97",
             },
             disks=_plain(),
-            port=_PORT,
+            port=True,
         ),
         devices=("qxl-vga", "AC97"),
         check=lambda s: s.qmp("query-spice")["auth"] == "spice",
@@ -529,14 +529,19 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("program", ["installed", "newer"])
 @pytest.mark.parametrize("whole", _rows())
 def test_a_whole_instance_runs(
-    whole: Whole, program: str, make_host: Callable[..., Any], bridge: None, request: pytest.FixtureRequest
+    whole: Whole,
+    program: str,
+    make_host: Callable[..., Any],
+    bridge: None,
+    free_port: Callable[[], int],
+    request: pytest.FixtureRequest,
 ) -> None:
     """It is planned the same twice, started as planned, runs, and QEMU has what was asked for."""
     settings = {}
     if program == "newer":
         settings["qemu"] = request.getfixturevalue("newer_qemu")
     host = make_host(**settings)
-    scene = Scene(host, host.directory)
+    scene = Scene(host, host.directory, free_port())
     instance = whole.definition(scene)
     if whole.huge_pages:
         request.getfixturevalue("huge_pages")

@@ -162,7 +162,9 @@ def test_one_that_hangs_does_not_harm_the_guest(
     assert Path(web.disks[0].path).stat().st_size > DISK
 
 
-def test_with_tls(host: Any, written: Callable[..., Any], serve: Any, tmp_path: Path) -> None:
+def test_with_tls(
+    host: Any, written: Callable[..., Any], serve: Any, free_port: Callable[[], int], tmp_path: Path
+) -> None:
     """Certificates of both sides; without them, and with those of another authority, it is refused."""
     for authority in ("right", "wrong"):
         make_certificates(str(tmp_path / authority), ["localhost"])
@@ -170,13 +172,8 @@ def test_with_tls(host: Any, written: Callable[..., Any], serve: Any, tmp_path: 
     web = written(host.qcow2_disk())
     server = serve(web.uuids())
     tls = f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={place['right']}"
-    for _ in range(20):
-        # Somebody may take the port in between.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        if server.start(f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}", "--object", tls):
-            break
+    port = free_port()
+    assert server.start(f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}", "--object", tls)
     target = f"nbd://localhost:{port}/{web.uuids()[0]}"
     web.scribble(1)
     host.driver.backup_instance("web1", target, tls=place["right"])

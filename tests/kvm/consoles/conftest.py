@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,19 +33,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         signed = ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-subj", f"/CN={name}"]
         openssl(*new, *extensions, *signed, "-keyout", f"{name}-key.pem", "-out", f"{name}-cert.pem")
     return directory
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Finds ports that were free a moment ago; the kernel's own range is above VNC's first."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            found: int = probe.getsockname()[1]
-        return found
-
-    return find
 
 
 @pytest.fixture

@@ -209,12 +209,11 @@ def test_a_target_that_is_none_is_refused(moving: Any) -> None:
         assert not any("migration.json" in path for path in pair.source.files())
 
 
-def test_nobody_listens(moving: Any) -> None:
+def test_nobody_listens(moving: Any, free_port: Callable[[], int]) -> None:
     """The guest runs on, and why is said in QEMU's words."""
     pair, _ = moving
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    pair.source.driver.migrate_instance("web1", MigrationTarget(address="127.0.0.1", port=port), PLAIN)
+    target = MigrationTarget(address="127.0.0.1", port=free_port())
+    pair.source.driver.migrate_instance("web1", target, PLAIN)
     status = pair.until(hvcore.MigrationPhase.FAILED)
     assert "Connection refused" in status.error or "refused" in status.error
     with pytest.raises(WrongState, match="failed"):

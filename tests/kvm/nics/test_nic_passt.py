@@ -46,12 +46,6 @@ def _lacking() -> str:
 needs_route = pytest.mark.skipif(bool(_lacking()), reason=_lacking() or "-")
 
 
-def _free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 def _running() -> list[psutil.Process]:
     """The passt processes that this process has started, by their name."""
     return [child for child in psutil.Process().children() if child.name().startswith("passt")]
@@ -59,9 +53,9 @@ def _running() -> list[psutil.Process]:
 
 @needs_route
 @pytest.mark.linux
-def test_a_guest_with_an_address_and_a_port(host: Any, boot: Callable[..., Any]) -> None:
+def test_a_guest_with_an_address_and_a_port(host: Any, boot: Callable[..., Any], free_port: Callable[[], int]) -> None:
     """The guest takes a lease, and what comes to the port of the host comes to the one in the guest."""
-    port = _free_port()
+    port = free_port()
     nic = Nic(mode="passt", params={"forward": [{"host_port": port, "guest_port": 7777}]})
     guest = boot([nic])
     guest.ok("udhcpc -i eth0 -s /etc/dhcp.sh -t 5 -T 2 -n -q")
@@ -79,9 +73,9 @@ def test_a_guest_with_an_address_and_a_port(host: Any, boot: Callable[..., Any])
 
 
 @needs_route
-def test_its_options(host: Any) -> None:
+def test_its_options(host: Any, free_port: Callable[[], int]) -> None:
     """Address, MTU, interface and ports are passt's options; it has given up root's rights."""
-    tcp, udp = _free_port(), _free_port(socket.SOCK_DGRAM)
+    tcp, udp = free_port(), free_port()
     forward = [
         {"host_port": tcp, "guest_port": 22},
         {"host_port": udp, "guest_port": 53, "protocol": "udp", "host_address": "127.0.0.1"},

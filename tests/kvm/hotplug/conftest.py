@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -61,7 +62,14 @@ def whole(host: Any) -> Callable[[], Whole]:
 
 
 @pytest.fixture
-def bridge() -> Iterator[str]:
+def address(own_number: int) -> Callable[[int], str]:
+    """Addresses of a network that no other test process on this host has: the first is the bridge's."""
+    network = ipaddress.ip_network((int(ipaddress.ip_address("198.51.100.0")) + 4 * own_number, 30))
+    return lambda number: str(network[number])
+
+
+@pytest.fixture
+def bridge(address: Callable[[int], str]) -> Iterator[str]:
     """A bridge of the host with an address."""
     ip = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     name = f"hb{os.getpid()}"
@@ -69,7 +77,7 @@ def bridge() -> Iterator[str]:
         pytest.skip("this user cannot make a bridge")
     subprocess.run([ip, "link", "add", "name", name, "type", "bridge"], check=True)
     try:
-        subprocess.run([ip, "address", "add", "198.51.100.1/24", "dev", name], check=True)
+        subprocess.run([ip, "address", "add", f"{address(1)}/30", "dev", name], check=True)
         subprocess.run([ip, "link", "set", name, "up"], check=True)
         yield name
     finally:

@@ -142,14 +142,14 @@ REFUSED = ["object-add", "add-fd", "blockdev-add", "getfd", "netdev_add", "devic
 
 @pytest.mark.parametrize("command", REFUSED)
 def test_a_refusal_at_every_step(
-    host: Any, whole: Any, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    host: Any, whole: Any, command: str, address: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whatever QEMU refuses, it has its own words in the error, and QEMU, host and record are as before."""
     nic = Nic(uuid=NIC)
     if command == "getfd":
         if os.geteuid() != 0:
             pytest.skip("only root makes taps")
-        nic = Nic(uuid=NIC, mode="routed", ip="198.51.100.77")
+        nic = Nic(uuid=NIC, mode="routed", ip=address(2))
     host.start(host.instance(params={"machine": "q35"}))
     before = whole()
     execute = QmpClient.execute

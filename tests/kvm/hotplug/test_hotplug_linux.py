@@ -22,7 +22,9 @@ NIC = f"ee000000-0000-4000-8000-{os.getpid():012x}"
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_disks_and_nics_come_and_go(host: Any, boot: Any, whole: Any, bridge: str, machine: str, model: str) -> None:
+def test_disks_and_nics_come_and_go(
+    host: Any, boot: Any, whole: Any, bridge: str, address: Any, machine: str, model: str
+) -> None:
     """Each is named by the guest's kernel, written and read or pinged through, let go of, and nothing is left."""
     shell = boot(machine, security_model=model)
     before = whole()
@@ -48,8 +50,8 @@ def test_disks_and_nics_come_and_go(host: Any, boot: Any, whole: Any, bridge: st
     nic = Nic(uuid=NIC, mode="bridged", link=bridge)
     assert host.driver.hot_add_device("web1", nic).done
     shell.wait("[ -d /sys/class/net/eth0 ]")
-    shell.run("ip address add 198.51.100.2/24 dev eth0; ip link set eth0 up")
-    assert "1 packets received" in shell.run("ping -c 1 -W 10 198.51.100.1")
+    shell.run(f"ip address add {address(2)}/30 dev eth0; ip link set eth0 up")
+    assert "1 packets received" in shell.run(f"ping -c 1 -W 10 {address(1)}")
     plan = host.driver.plan_start(hvcore.Instance(**{**_as_it_was(before), "disks": disks, "nics": [nic]}))
     assert plan.changes == ()
     for device, gone in (
@@ -100,13 +102,13 @@ def test_scsi_and_nvme(host: Any, boot: Any, whole: Any) -> None:
     assert whole() == before
 
 
-def test_changing_a_nic_without_unplugging_it(host: Any, boot: Any, bridge: str) -> None:
+def test_changing_a_nic_without_unplugging_it(host: Any, boot: Any, bridge: str, address: Any) -> None:
     """Its link goes down and up, its limit changes, and the guest keeps the very same device."""
     import subprocess
 
     nic = Nic(uuid=NIC, mode="bridged", link=bridge)
     shell = boot("q35", nics=[nic])
-    shell.run("ip address add 198.51.100.2/24 dev eth0; ip link set eth0 up; echo kept >/tmp/kept")
+    shell.run(f"ip address add {address(2)}/30 dev eth0; ip link set eth0 up; echo kept >/tmp/kept")
     shell.wait("[ $(cat /sys/class/net/eth0/carrier) = 1 ]")
     index = shell.run("cat /sys/class/net/eth0/ifindex")
     down = Nic(uuid=NIC, mode="bridged", link=bridge, params={"link_up": False})
@@ -121,7 +123,7 @@ def test_changing_a_nic_without_unplugging_it(host: Any, boot: Any, bridge: str)
     host.driver.hot_mod_device("web1", nic)
     queues = subprocess.run(["tc", "qdisc", "show", "dev", tap], capture_output=True, text=True, check=True).stdout
     assert "tbf" not in queues
-    assert "1 packets received" in shell.run("ping -c 1 -W 10 198.51.100.1")
+    assert "1 packets received" in shell.run(f"ping -c 1 -W 10 {address(1)}")
     assert shell.run("cat /sys/class/net/eth0/ifindex") == index
 
 

@@ -32,6 +32,17 @@ class _Conversation:
     def _run(self) -> None:
         self.ended.append(converse(self._console.fileno(), self._source, self._sink))
 
+    def typed(self, size: int) -> bytes:
+        """So many bytes of what has arrived at the guest."""
+        return self.guest.recv(size, socket.MSG_WAITALL)
+
+    def shown(self, size: int) -> bytes:
+        """So many bytes of what the screen shows; the rest of them at the end."""
+        found = b""
+        while len(found) < size and (part := os.read(self.screen, size - len(found))):
+            found += part
+        return found
+
     def close_keys(self) -> None:
         if self.keys >= 0:
             os.close(self.keys)
@@ -62,9 +73,9 @@ def conversation() -> Iterator[_Conversation]:
 def test_both_directions_are_copied_until_the_console_closes(conversation: _Conversation) -> None:
     """What is typed arrives, what is said is shown, and the end of the console is the end."""
     os.write(conversation.keys, b"typed")
-    assert conversation.guest.recv(100) == b"typed"
+    assert conversation.typed(5) == b"typed"
     conversation.guest.sendall(b"said")
-    assert os.read(conversation.screen, 100) == b"said"
+    assert conversation.shown(4) == b"said"
     conversation.guest.close()
     assert conversation.result() is Ended.CLOSED
 
@@ -73,9 +84,9 @@ def test_the_end_of_a_pipe_is_not_the_end(conversation: _Conversation) -> None:
     """After the last byte of a pipe, what the console says goes on being shown."""
     os.write(conversation.keys, b"last")
     conversation.close_keys()
-    assert conversation.guest.recv(100) == b"last"
+    assert conversation.typed(4) == b"last"
     conversation.guest.sendall(b"answer")
-    assert os.read(conversation.screen, 100) == b"answer"
+    assert conversation.shown(6) == b"answer"
     conversation.guest.close()
     assert conversation.result() is Ended.CLOSED
 
@@ -95,7 +106,7 @@ def test_what_was_said_before_the_end_is_shown(conversation: _Conversation) -> N
     conversation.guest.sendall(b", really")
     conversation.guest.close()
     assert conversation.result() is Ended.CLOSED
-    assert os.read(conversation.screen, 100) == b"last words, really"
+    assert conversation.shown(18) == b"last words, really"
 
 
 def test_a_guest_that_does_not_read_does_not_lose_a_byte(conversation: _Conversation) -> None:

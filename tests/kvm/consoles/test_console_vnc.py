@@ -195,7 +195,8 @@ def test_a_websocket(port: int, start: Any, ask: Any, free_port: Any) -> None:
         lines = ["GET / HTTP/1.1", "Host: h", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
         lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol: binary", "", ""]
         browser.sendall("\r\n".join(lines).encode())
-        assert browser.recv(4096).startswith(b"HTTP/1.1 101 ")
+        with browser.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 101 ")
 
 
 def test_a_password(host: Any, dial: Any, port: int, password_file: Path, start: Any, ask: Any) -> None:

@@ -64,7 +64,8 @@ def test_a_guest_with_an_address_and_a_port(host: Any, boot: Callable[..., Any],
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.sendall(b"from the host\n")
         connection.settimeout(PATIENCE)
-        assert connection.recv(100) == b"from the guest\n"
+        with connection.makefile("rb") as answer:
+            assert answer.readline() == b"from the guest\n"
         connection.shutdown(socket.SHUT_WR)
     host.driver.stop_instance("web1", force=True)
     assert not process.is_running()

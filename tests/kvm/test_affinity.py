@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -189,7 +190,11 @@ def test_a_running_instance_is_pinned(host: Any) -> None:
     )
     names = {}
     for thread in threads_of(host.pid()):
-        with open(f"/proc/{thread}/comm", encoding="ascii") as file:
+        # QEMU's workers come and go.
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{thread}/comm", encoding="ascii") as file,
+        ):
             names[thread] = file.read().strip()
     # QEMU names its threads after the virtual CPUs they run: "CPU 0/TCG".
     where = {name: os.sched_getaffinity(thread) for thread, name in names.items() if name.startswith("CPU ")}

@@ -54,17 +54,17 @@ def _disk(path: str, where: str = "disk") -> dict[str, Any]:
     return {"disks": [disk], "params": {"disk": given} if where == "defaults" else {}}
 
 
-def _helpers(directory: Path) -> set[int]:
-    """The helpers whose socket is in a directory: the wrapper has the program in its arguments, so it counts too."""
+def _helpers(directory: Path) -> list[int]:
+    """The processes of the helper whose socket is in a directory: its shell, and what that has started."""
     record = json.loads((directory / "companions.json").read_text())
     (row,) = record.get("companions") or record["data"]["companions"]
     shell = int(row["identity"]["pid"])
     children = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
-    return {shell, *(int(child) for child in children)}
+    return [shell, *map(int, children)]
 
 
 @contextlib.contextmanager
-def _held(pids: set[int]) -> Iterator[list[int]]:
+def _held(pids: list[int]) -> Iterator[list[int]]:
     fds = [os.pidfd_open(pid) for pid in pids]
     try:
         yield fds
@@ -103,7 +103,7 @@ def test_a_helper_whose_shell_is_killed_ends(begin: Any, loop: str, stand_in: No
     with begin(_disk(loop)) as probe:
         helpers = _helpers(probe.directory)
         with _held(helpers) as fds:
-            os.kill(min(helpers), signal.SIGKILL)
+            os.kill(helpers[0], signal.SIGKILL)
             assert _all_end(fds)
 
 

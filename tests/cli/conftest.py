@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from hvcore.guests import write_firmware
 
+sys.path.insert(0, str(Path(__file__).parent))
 # The two modelled hosts are those of the fake driver's tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake"))
 
@@ -45,6 +47,17 @@ def hv(environment: dict[str, str]) -> Hv:
 
     run.environment = environment  # type: ignore[attr-defined]
     return run
+
+
+@pytest.fixture
+def heeds_signals() -> Iterator[None]:
+    """What is started heeds signals, though what started the tests may ignore them, as nohup and ``&`` do."""
+    ignored = [n for n in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guest_console import READY, piped, start_guest
 
 from hvcore import Console
 from hvcore.cli.attachment import successor
@@ -24,8 +25,6 @@ from hvcore.cli.attachment import successor
 pytestmark = pytest.mark.qemu
 
 SOON = 60.0
-
-READY = b"HVCORE-GUEST ready firmware\r\n"
 
 Hv = Callable[..., Any]
 
@@ -85,35 +84,9 @@ def terminal(environment: dict[str, str], instance_file: Path) -> Iterator[Calla
         yield run
 
 
-@contextlib.contextmanager
-def _piped(hv: Hv, *arguments: str) -> Iterator[Any]:
-    """``hv`` with pipes, while the context lasts."""
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "hvcore.cli", *arguments]
-    environment = hv.environment  # type: ignore[attr-defined]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None and sys.exc_info()[0] is not None:
-                process.kill()
-
-
-def _start(hv: Hv, instance_file: Path) -> None:
-    """Start web1 and wait for its guest.
-
-    Before its ready line a guest may drop what is typed; after it, whoever attaches is not told it any more.
-    """
-    started = hv("start", instance_file)
-    assert started.returncode == 0, started.stderr
-    with _piped(hv, "console", "web1", "--log", "--follow") as reader:
-        assert reader.stdout.readline() == READY
-        reader.terminate()
-
-
 def test_a_person_talks_to_a_guest_and_leaves(hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path) -> None:
     """Keys go through one by one; Ctrl-] leaves, the guest runs on and the terminal is as it was."""
-    _start(hv, instance_file)
+    start_guest(hv, instance_file)
     person = terminal("console", "web1")
     person.until(b"Ctrl-]")
     person.until(b"\n")
@@ -127,18 +100,14 @@ def test_a_person_talks_to_a_guest_and_leaves(hv: Hv, terminal: Callable[..., _T
     assert "state        running" in hv("info", "web1").stdout
 
 
+@pytest.mark.usefixtures("heeds_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_puts_the_terminal_back(
     hv: Hv, terminal: Callable[..., _Terminal], instance_file: Path, number: signal.Signals
 ) -> None:
     """However it ends, the terminal is as it was, and the exit status names the signal."""
-    _start(hv, instance_file)
-    # What started the tests may ignore it, as nohup does; then so would hv.
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
-        person = terminal("console", instance_file)
-    finally:
-        signal.signal(number, before)
+    start_guest(hv, instance_file)
+    person = terminal("console", instance_file)
     person.until(b"Ctrl-]")
     person.type(b"e")
     person.until(b"ok\r\n")
@@ -162,7 +131,7 @@ def test_the_first_byte_is_seen_and_the_end_is_explained(
 
 def test_a_pipe_is_answered(hv: Hv, instance_file: Path, environment: dict[str, str]) -> None:
     """Without a terminal, input is copied; standard output has only what the guest said."""
-    _start(hv, instance_file)
+    start_guest(hv, instance_file)
     command = [sys.executable, "-m", "hvcore.cli", "console", "web1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
@@ -196,8 +165,8 @@ def test_a_pipe_that_switches_the_guest_off_ends_with_it(instance_file: Path, en
 
 def test_the_log_is_shown_without_attaching(hv: Hv, instance_file: Path) -> None:
     """With --log, everything the guest wrote is printed, also what nobody saw; the console stays free."""
-    _start(hv, instance_file)
-    with _piped(hv, "console", "web1") as process:
+    start_guest(hv, instance_file)
+    with piped(hv, "console", "web1") as process:
         process.stdin.write(b"e")
         assert process.stdout.readline() == b"ok\r\n"
         shown = hv("console", "web1", "--log")
@@ -212,16 +181,16 @@ def test_the_log_is_shown_without_attaching(hv: Hv, instance_file: Path) -> None
 
 def test_many_read_along_and_one_writes(hv: Hv, instance_file: Path) -> None:
     """Watchers see what the guest says to the one who types, from the start or from now on, until it ends."""
-    _start(hv, instance_file)
+    start_guest(hv, instance_file)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(_piped(hv, "console", "web1"))
+        writer = stack.enter_context(piped(hv, "console", "web1"))
         writer.stdin.write(b"e")
         assert writer.stdout.readline() == b"ok\r\n"
-        early = stack.enter_context(_piped(hv, "console", "web1", "--log", "--follow"))
+        early = stack.enter_context(piped(hv, "console", "web1", "--log", "--follow"))
         assert early.stdout.readline() == READY
         # QEMU writes to the client first and then to the log: only from here on is it in the past of who comes now.
         assert early.stdout.readline() == b"ok\r\n"
-        late = [stack.enter_context(_piped(hv, "console", "web1", "--watch")) for _ in range(2)]
+        late = [stack.enter_context(piped(hv, "console", "web1", "--watch")) for _ in range(2)]
         for watcher in (early, *late):
             assert b"Reading along" in watcher.stderr.readline()
         writer.stdin.write(b"c")
@@ -248,15 +217,15 @@ def test_a_watcher_leaves(terminal: Callable[..., _Terminal], hv: Hv, instance_f
 
 def test_the_second_is_told_who_is_first_and_may_take_over(hv: Hv, instance_file: Path) -> None:
     """One console, one client: the next one is told at once who holds it; with --take-over the first leaves."""
-    _start(hv, instance_file)
-    with _piped(hv, "console", "web1") as first, contextlib.ExitStack() as stack:
+    start_guest(hv, instance_file)
+    with piped(hv, "console", "web1") as first, contextlib.ExitStack() as stack:
         first.stdin.write(b"e")
         assert first.stdout.readline() == b"ok\r\n"
         refused = hv("console", "web1")
         assert refused.returncode == 4
         assert f"held by process {first.pid} (" in refused.stderr
         assert "--take-over" in refused.stderr
-        second = stack.enter_context(_piped(hv, "console", "web1", "--take-over"))
+        second = stack.enter_context(piped(hv, "console", "web1", "--take-over"))
         second.stdin.write(b"e")
         assert second.stdout.readline() == b"ok\r\n"
         told = first.stderr.read()
@@ -283,7 +252,7 @@ def test_who_has_been_shut_out_is_not_its_own_successor(tmp_path: Path) -> None:
 
 def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file: Path) -> None:
     """One that knows nothing of hv holds the console: it is found by the kernel, and made to go."""
-    _start(hv, instance_file)
+    start_guest(hv, instance_file)
     path = json.loads(hv("console", "web1", "--json").stdout)["socket_path"]
     with socket.socket(socket.AF_UNIX) as other:
         other.connect(path)
@@ -291,7 +260,7 @@ def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file
         assert other.recv(1) == b"o"
         refused = hv("console", "web1")
         assert f"held by process {os.getpid()} (" in refused.stderr
-        with _piped(hv, "console", "web1", "--take-over") as process:
+        with piped(hv, "console", "web1", "--take-over") as process:
             process.stdin.write(b"c")
             line = process.stdout.readline()
             while b"count=" not in line:
@@ -305,7 +274,7 @@ def test_a_client_of_another_program_is_named_and_replaced(hv: Hv, instance_file
 def test_the_first_byte_after_a_paused_start(hv: Hv, instance_file: Path) -> None:
     """Started paused, attached with --resume: the first byte of the guest is the first that is shown."""
     hv("start", instance_file, "--paused")
-    with _piped(hv, "console", "web1", "--resume") as process:
+    with piped(hv, "console", "web1", "--resume") as process:
         assert process.stdout.readline() == READY
         process.stdin.write(b"\x1d")
     assert "state        running" in hv("info", "web1").stdout
@@ -315,8 +284,8 @@ def test_a_pty_is_attached_to(hv: Hv, instance_file: Path) -> None:
     """A console on a terminal device is used as one on a socket; it is the first text console when VNC stands first."""
     text = instance_file.read_text().replace("[params]", 'consoles = ["vnc", "pty"]\n[params]')
     instance_file.write_text(text)
-    _start(hv, instance_file)
-    with _piped(hv, "console", "web1") as process:
+    start_guest(hv, instance_file)
+    with piped(hv, "console", "web1") as process:
         process.stdin.write(b"e")
         assert process.stdout.readline() == b"ok\r\n"
         refused = hv("console", "web1", "--type", "pty")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guest_console import LEAVE, piped, start_guest
 
 pytestmark = pytest.mark.qemu
 
@@ -113,9 +114,12 @@ def test_a_reboot_with_a_file_takes_the_new_definition(hv: Hv, instance_file: Pa
 
 def test_a_graceful_stop_that_must_not_escalate_fails(hv: Hv, instance_file: Path) -> None:
     """Without escalation a guest that ignores its power button lives on, and the status says failed."""
-    hv("start", instance_file)
-    hv("console", "web1", stdin=None, input="n\x1d")
-    stopped = hv("stop", "web1", "--no-escalate", "--timeout", "300ms")
+    start_guest(hv, instance_file)
+    with piped(hv, "console", "web1") as process:
+        process.stdin.write(b"n")
+        assert process.stdout.readline() == b"ok\r\n"
+        process.stdin.write(LEAVE)
+    stopped = hv("stop", "web1", "--no-escalate", "--timeout", "3s")
     assert (stopped.returncode, stopped.stdout) == (1, "")
     assert "[deadline-exceeded]" in stopped.stderr
     assert json.loads(hv("info", "web1", "--json").stdout)["pid"] is not None

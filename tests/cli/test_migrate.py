@@ -137,6 +137,7 @@ def test_an_identity_that_is_not_there(hosts: Hosts, hv: Run, tmp_path: Path) ->
     assert hosts.runners == "a"
 
 
+@pytest.mark.usefixtures("heeds_signals")
 def test_the_interrupt_key_cancels(hosts: Hosts, there: tuple[str, ...], tmp_path: Path) -> None:
     """It reaches both ends, as on a terminal: the guest stays, and the other host holds nothing."""
     (tmp_path / "slow.toml").write_text(SLOW)

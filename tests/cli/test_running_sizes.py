@@ -50,13 +50,14 @@ def test_a_disk_and_the_balloon(hv: Hv, with_disk: Path, instance_file: Path) ->
         wrong = hv(*words)
         assert wrong.returncode == 2
         assert "is not a size" in wrong.stderr
-    lagging = hv("balloon", "web1", "16MiB", "--timeout", "500ms")
+    lagging = hv("balloon", "web1", "16MiB", "--timeout", "3s")
     assert (lagging.returncode, lagging.stdout) == (4, "the guest has 32MiB; it was asked for 16MiB\n")
     obeyed = hv("balloon", "web1", "32MiB", "--json")
     assert (obeyed.returncode, json.loads(obeyed.stdout)) == (0, {"requested": 2**25, "reached": 2**25})
 
 
 @pytest.mark.qemu
+@pytest.mark.usefixtures("heeds_signals")
 def test_stats(hv: Hv, with_disk: Path, environment: dict[str, str]) -> None:
     """A table, one document, and looks that go on until Ctrl-C, the second with what has changed."""
     table = hv("stats", "web1")
@@ -93,6 +94,7 @@ def test_stats(hv: Hv, with_disk: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.qemu
+@pytest.mark.usefixtures("heeds_signals")
 def test_on_a_terminal(hv: Hv, with_disk: Path, environment: dict[str, str]) -> None:
     """There the table is drawn anew in its place, and the terminal is put back at the end."""
     import pty

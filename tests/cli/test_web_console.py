@@ -283,6 +283,7 @@ _COMPARED = """(async () => {
 
 @pytest.mark.qemu
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("heeds_signals")
 def test_a_browser_shows_the_picture(
     hv: Hv,
     environment: dict[str, str],

@@ -22,7 +22,7 @@ _HOTPLUG = (Capability.HOTPLUG,)
 _SOON = 0.5
 """Seconds that a guest which gives nothing back is given."""
 
-_SOON_WITH_ANSWERS = 2.0
+_SOON_WITH_ANSWERS = 3.0
 """The same where the hypervisor has to answer within them, which takes longer on a host that is busy."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 import hvcore
-from hvcore.guests import write_firmware
+from hvcore.guests import FIRMWARE_READY_MARKER, write_firmware
+from hvcore.inotify import FileWatch
 
 pytestmark = pytest.mark.qemu
+
+PATIENCE = 30.0
 
 
 def _instance(host: Any, **changes: Any) -> hvcore.Instance:
@@ -22,10 +26,20 @@ def _instance(host: Any, **changes: Any) -> hvcore.Instance:
     return found
 
 
+def _wait_logged(path: str, words: bytes) -> None:
+    """Wait until a log has something; QEMU writes to the client first, and then to the log."""
+    with FileWatch(path) as watch:
+        while words not in Path(path).read_bytes():
+            assert select.select([watch], [], [], PATIENCE)[0]
+            watch.clear()
+
+
 def _exchange(console: hvcore.Console) -> None:
-    """A conversation of socat with the guest."""
+    """A conversation of socat with the guest, once that is ready: before, it may drop what is typed."""
     if shutil.which("socat") is None:
         pytest.skip("socat is not installed")
+    assert console.log_path is not None
+    _wait_logged(console.log_path, FIRMWARE_READY_MARKER)
     pipe = subprocess.PIPE
     command = ["socat", "STDIO", f"{console.device_path},raw,echo=0"]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0) as other:
@@ -70,7 +84,7 @@ def test_the_log(host: Any) -> None:
     host.driver.start_instance(_instance(host))
     _exchange(host.driver.get_instance_console("web1"))
     log = host.driver.get_instance_console("web1").log_path
-    assert b"ok\r\n" in Path(log).read_bytes()
+    _wait_logged(log, b"ok\r\n")
     wrong = _instance(host, params={"pty": {"log_size": 1}})
     assert [finding.path for finding in host.driver.check_parameter_syntax(wrong)] == ["params.pty.log_size"]
     plan = host.driver.plan_start(_instance(host, params={"pty": {"log": False}}))

@@ -60,8 +60,9 @@ def unix_clients(path: str) -> UnixClients | None:
     listening = [entry for entry in ours if entry.state == _LISTENING]
     if not listening:
         return None
-    waiting = tuple(inode for entry in listening for inode in entry.pending)
     connected = tuple(entry.peer for entry in ours if entry.state != _LISTENING and entry.peer)
+    # One that is accepted while the kernel tells of its sockets one by one may be in both.
+    waiting = tuple(inode for entry in listening for inode in entry.pending if inode not in connected)
     return UnixClients(connected=connected, waiting=waiting)
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from hvcore import console_holder, device_holder
+from hvcore import unix_clients as clients_of_unix
 from hvcore.inotify import FileWatch
 from hvcore.unix_clients import unix_clients
 
@@ -44,6 +45,23 @@ def test_connected_is_told_from_waiting(server: socket.socket, tmp_path: Path) -
         assert clients.connected == (inodes[0],)
         assert clients.waiting == (inodes[1], inodes[2])
     assert unix_clients(str(path)) is not None
+
+
+def test_one_that_is_accepted_meanwhile_does_not_wait(
+    server: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of its sockets one by one: of the listening one before, and of the new one after."""
+    path = tmp_path / "line"
+    with _connect(path) as first, _connect(path) as second:
+        before = clients_of_unix._dump()
+        with server.accept()[0]:
+            told = {entry.file: entry for entry in before if entry.pending}
+            after = [told.get(entry.file, entry) if entry.pending else entry for entry in clients_of_unix._dump()]
+        monkeypatch.setattr(clients_of_unix, "_dump", lambda: after)
+        clients = unix_clients(str(path))
+        assert clients is not None
+        assert clients.connected == (os.fstat(first.fileno()).st_ino,)
+        assert clients.waiting == (os.fstat(second.fileno()).st_ino,)
 
 
 def test_nobody_listens(server: socket.socket, tmp_path: Path) -> None:

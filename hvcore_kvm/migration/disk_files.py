@@ -71,7 +71,8 @@ class DiskFiles:
         os.unlink(part)
 
     def _prepare(self, place: Place) -> None:
-        fd = os.open(place.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        alone = os.O_EXCL if place.image.is_block_device else 0
+        fd = os.open(place.path, os.O_RDWR | alone | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) != (place.device, place.inode):

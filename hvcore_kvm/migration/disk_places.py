@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import zlib
@@ -214,7 +215,7 @@ def _place(disk: DiskDefinition, image: SentImage, *, overwrite: bool) -> tuple[
         hint = "remove it, or set overwrite_disks, which destroys what is in it; if both hosts reach it, do not copy it"
         findings.append(Finding(code="disk-exists", path=where, message=message, hint=hint))
     if found.is_block_device:
-        findings += _device_size(file.path, file.format, image, where)
+        findings += _device(file.path, file.format, image, where)
     if findings:
         return None, findings
     state: Literal["empty", "overwritten"] = "empty" if empty else "overwritten"
@@ -238,9 +239,17 @@ def _new_place(common: Mapping[str, Any], where: str) -> tuple[Place | None, lis
     return Place(**common, state="new", device=device, inode=inode, image=image), []
 
 
-def _device_size(path: str, kind: str, image: SentImage, where: str) -> Iterator[Finding]:
-    """A raw disk is the whole of a device; a qcow2 image grows on it."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def _device(path: str, kind: str, image: SentImage, where: str) -> Iterator[Finding]:
+    """A raw disk is the whole of a device; a qcow2 image grows on it. What is mounted is not written over."""
+    try:
+        # The kernel gives a block device to one who asks for it alone (open(2), O_EXCL): file systems, LVM, RAID, swap.
+        fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        busy = error.errno == errno.EBUSY
+        message = f"{path} is in use on the destination" if busy else f"cannot open {path}: {error.strerror}"
+        hint = "a mounted file system, LVM, RAID or swap has it; take it away from that" if busy else None
+        yield Finding(code="disk-in-use" if busy else "disk-unusable", path=where, message=message, hint=hint)
+        return
     try:
         has = os.lseek(fd, 0, os.SEEK_END)
     finally:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hvcore.capabilities import Capability
 from hvcore.errors import InvalidParameters
 from hvcore.findings import Finding, FindingSet
 from hvcore.model.instance import Instance
@@ -31,6 +32,7 @@ class Backups(Passage):
         checkpoint: str | None = None,
         since: str | None = None,
         bandwidth: int = 0,
+        compress: bool = False,
         tls: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         timeout: float | None = None,
@@ -44,14 +46,17 @@ class Backups(Passage):
             checkpoint: name of a checkpoint that begins at this moment.
             since: checkpoint to begin from; a full backup when not given.
             bandwidth: bytes a second at most; 0 for no limit.
+            compress: compress what is written; for files.
             tls: directory with the certificates of a client, for a server.
             on_progress: called with how far it is, many times a second.
             timeout: seconds until it must be done; else nothing of it is left.
         """
         name = self._named_here("backup_instance", instance)
-        findings = [*_check(target, disks, checkpoint, since, bandwidth, tls)]
+        findings = [*_check(target, disks, checkpoint, since, bandwidth, tls), *_check_compress(compress, target)]
         if findings:
             raise self._stamp(_refused(findings), "backup_instance", name)
+        if compress:
+            self._require(Capability.BACKUP_COMPRESSION, "backup_instance", name)
         taken: Backup = self._named(
             "backup_instance",
             name,
@@ -61,6 +66,7 @@ class Backups(Passage):
             checkpoint=checkpoint,
             since=since,
             bandwidth=bandwidth,
+            compress=compress,
             tls=tls,
             on_progress=on_progress,
         )
@@ -115,6 +121,13 @@ def _check(
             yield _wrong("tls", problem)
         elif type(target) is str and "://" not in target:
             yield _wrong("tls", "is for a server, and the target is a directory")
+
+
+def _check_compress(compress: object, target: object) -> Iterator[Finding]:
+    if type(compress) is not bool:
+        yield _wrong("compress", f"is not true or false but {type(compress).__name__}")
+    elif compress and type(target) is str and "://" in target:
+        yield _wrong("compress", "is for files, and the target is a server, which stores it as it likes")
 
 
 def _check_disks(disks: Any) -> Iterator[Finding]:

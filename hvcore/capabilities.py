@@ -18,6 +18,7 @@ class Capability(enum.StrEnum):
     PAUSE = "pause"
     SAVE_RESTORE = "save-restore"
     BACKUP = "backup"
+    BACKUP_COMPRESSION = "backup-compression"
     RECOVER = "recover"
     SNAPSHOT = "snapshot"
     SNAPSHOT_EXTERNAL = "snapshot-external"

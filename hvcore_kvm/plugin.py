@@ -118,6 +118,11 @@ CLAIMS = (
         reason="the instance has to have a balloon, and its guest to obey it",
     ),
     Claim(
+        capability=Capability.BACKUP_COMPRESSION,
+        level=ClaimLevel.CONDITIONAL,
+        reason="only to files: what a server stores is up to it",
+    ),
+    Claim(
         capability=Capability.MIGRATION,
         level=ClaimLevel.CONDITIONAL,
         reason="both hosts have to have what the guest has, and no device of it may forbid it",
@@ -403,6 +408,7 @@ class KvmDriver:
         checkpoint: str | None,
         since: str | None,
         bandwidth: int,
+        compress: bool,
         tls: str | None,
         on_progress: Callable[[Progress], object] | None,
         deadline: Deadline,
@@ -410,7 +416,15 @@ class KvmDriver:
         """Copy its disks."""
         from hvcore_kvm.backup.operations import Wanted
 
-        wanted = Wanted(target=target, disks=disks, checkpoint=checkpoint, since=since, bandwidth=bandwidth, tls=tls)
+        wanted = Wanted(
+            target=target,
+            disks=disks,
+            checkpoint=checkpoint,
+            since=since,
+            bandwidth=bandwidth,
+            compress=compress,
+            tls=tls,
+        )
         return self._operations.backups.backup_instance(name, wanted, on_progress, deadline)
 
     @hookimpl

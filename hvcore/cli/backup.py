@@ -37,6 +37,7 @@ from hvcore.model.backup import Checkpoints
     help="A disk; may be repeated. All when none is given.",
 )
 @click.option("--bandwidth", metavar="SIZE", callback=read_amount, help="Bytes a second at most, for example 100MiB.")
+@click.option("--compress", is_flag=True, help="Compress the files; the copying takes longer.")
 @click.option("--tls", metavar="DIRECTORY", type=click.Path(), help="Certificates of a client, for a server.")
 @timeout_option
 @click.pass_obj
@@ -48,6 +49,7 @@ def backup_command(
     since: str | None,
     disks: tuple[str, ...],
     bandwidth: int,
+    compress: bool,
     tls: str | None,
     timeout: float | None,
 ) -> None:
@@ -67,6 +69,7 @@ def backup_command(
             checkpoint=checkpoint,
             since=since,
             bandwidth=bandwidth,
+            compress=compress,
             tls=None if tls is None else os.path.abspath(tls),
             on_progress=line,
             timeout=timeout,

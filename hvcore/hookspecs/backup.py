@@ -26,6 +26,7 @@ def hv_backup_instance(
     checkpoint: str | None,
     since: str | None,
     bandwidth: int,
+    compress: bool,
     tls: str | None,
     on_progress: Callable[[Progress], object] | None,
     deadline: Deadline,
@@ -46,6 +47,8 @@ def hv_backup_instance(
         checkpoint: name of a checkpoint that is to begin at this moment; ``None`` for none.
         since: checkpoint to begin from; ``None`` for a full backup.
         bandwidth: bytes a second at most, of all disks together; 0 for no limit.
+        compress: compress what is written to files; never set for an export, nor for a driver without capability
+            ``backup-compression``.
         tls: directory with the certificates of a client, for a server; ``None`` for no TLS.
         on_progress: called in the same thread with how far it is, many times a second; must not raise. ``None`` for
             nobody.

@@ -40,6 +40,7 @@ class Backup:
         mode: ``full``, or ``incremental`` when it has only what was written since a checkpoint.
         checkpoint: the checkpoint that begins with it, if one does.
         since: the checkpoint it begins from, if it is incremental.
+        compressed: what is in its files is compressed.
         disks: the disks, in the order of the instance.
     """
 
@@ -48,6 +49,7 @@ class Backup:
     disks: tuple[DiskBackup, ...]
     checkpoint: str | None = None
     since: str | None = None
+    compressed: bool = False
 
 
 @attrs.frozen(kw_only=True)

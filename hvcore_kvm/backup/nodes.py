@@ -8,6 +8,8 @@ job ``blockdev-backup`` on the disk itself would fail that write: its filter can
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +68,16 @@ class Names:
         return f"hvcore-backup{self.index}-target"
 
     @property
+    def aside_file(self) -> str:
+        """The node of the file of what is set aside."""
+        return f"hvcore-backup{self.index}-aside-file"
+
+    @property
+    def aside(self) -> str:
+        """The node that takes what the guest is about to overwrite, where the target does not."""
+        return f"hvcore-backup{self.index}-aside"
+
+    @property
     def filter(self) -> str:
         """The filter between device and image."""
         return f"hvcore-backup{self.index}-filter"
@@ -94,15 +106,45 @@ def add_file(monitor: Monitor, names: Names, node: DiskNode, target: DiskTarget,
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else error
         raise OperationFailed(f"cannot write {target.location}: {words}", code="file-not-written") from error
+    _add_image(monitor, fd, names.file, names.target)
+
+
+def add_aside(monitor: Monitor, names: Names, node: DiskNode, target: DiskTarget) -> None:
+    """Give QEMU a file without a name, beside the target, for what the guest is about to overwrite.
+
+    A compressed cluster is written once: only the job may write to the target then. It takes from here what the guest
+    has overwritten before it came by.
+
+    Args:
+        monitor: the connection.
+        names: what to call it.
+        node: the disk.
+        target: the file that is made.
+
+    Raises:
+        OperationFailed: it cannot be made.
+    """
+    directory = os.path.dirname(target.location)
+    try:
+        # It is gone with its last descriptor, whoever is killed.
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            make_qcow2(file.fileno(), node.size)
+            _add_image(monitor, file.fileno(), names.aside_file, names.aside)
+    except OSError as error:
+        message = f"cannot make a file in {directory}: {error.strerror}"
+        raise OperationFailed(message, code="file-not-written") from error
+
+
+def _add_image(monitor: Monitor, fd: int, file: str, name: str) -> None:
     added = monitor.execute("add-fd", {"opaque": FDSET}, (fd,))
     path = f"/dev/fdset/{added['fdset-id']}"
-    monitor.execute("blockdev-add", {"driver": "file", "node-name": names.file, "filename": path})
-    monitor.execute("blockdev-add", {**_image(names), "detect-zeroes": "on"})
+    monitor.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
+    monitor.execute("blockdev-add", {**_image(file, name), "detect-zeroes": "on"})
 
 
-def _image(names: Names) -> dict[str, Any]:
+def _image(file: str, name: str) -> dict[str, Any]:
     # Its base is never opened: nothing but what is copied is in it.
-    return {"driver": "qcow2", "node-name": names.target, "file": names.file, "backing": None}
+    return {"driver": "qcow2", "node-name": name, "file": file, "backing": None}
 
 
 def add_export(monitor: Monitor, names: Names, options: Mapping[str, Any], credentials: str | None) -> None:
@@ -119,7 +161,9 @@ def add_export(monitor: Monitor, names: Names, options: Mapping[str, Any], crede
     monitor.execute("blockdev-add", {"driver": "raw", "node-name": names.target, "file": names.file})
 
 
-def insert(monitor: Monitor, names: Names, node: DiskNode, since: str | None, *, track: bool) -> None:
+def insert(
+    monitor: Monitor, names: Names, node: DiskNode, since: str | None, *, track: bool, aside: bool = False
+) -> None:
     """Put the filter between device and image. The guest stands still.
 
     Args:
@@ -128,9 +172,11 @@ def insert(monitor: Monitor, names: Names, node: DiskNode, since: str | None, *,
         node: the disk.
         since: the checkpoint from which to begin.
         track: the writes from now on are to be kept track of.
+        aside: what the guest is about to overwrite is set aside, and not written to the target.
     """
     given = {} if since is None else {"bitmap": {"node": node.image, "name": f"{PREFIX}{since}"}}
-    values = {"driver": "copy-before-write", "node-name": names.filter, "file": node.top, "target": names.target}
+    values = {"driver": "copy-before-write", "node-name": names.filter, "file": node.top}
+    values["target"] = names.aside if aside else names.target
     monitor.execute("blockdev-add", {**values, **given, "on-cbw-error": "break-snapshot", "cbw-timeout": PATIENCE})
     if not _use(monitor, node.top, names.filter):
         raise OperationFailed(f"no device of QEMU uses the disk {node.uuid}", code="disk-unused", hint="restart it")
@@ -146,7 +192,7 @@ def insert(monitor: Monitor, names: Names, node: DiskNode, since: str | None, *,
         monitor.execute("block-dirty-bitmap-add", {"node": node.image, "name": NEXT})
 
 
-def copy(monitor: Monitor, names: Names, *, incremental: bool, bandwidth: int) -> None:
+def copy(monitor: Monitor, names: Names, *, incremental: bool, bandwidth: int, compress: bool = False) -> None:
     """Begin to copy what the disk was.
 
     Args:
@@ -154,18 +200,21 @@ def copy(monitor: Monitor, names: Names, *, incremental: bool, bandwidth: int) -
         names: what it is called.
         incremental: only what was written since the checkpoint.
         bandwidth: bytes a second at most; 0 for no limit.
+        compress: compress what is written to the target.
     """
-    values: dict[str, Any] = {"job-id": names.job, "device": names.moment, "target": names.target}
+    values: dict[str, Any] = {"job-id": names.job, "device": names.moment, "target": names.target, "compress": compress}
     values |= {"on-source-error": "report", "on-target-error": "report", "auto-dismiss": False, "speed": bandwidth}
     how = {"sync": "bitmap", "bitmap": _SINCE, "bitmap-mode": "never"} if incremental else {"sync": "full"}
     monitor.execute("blockdev-backup", values | how)
 
 
-def take_out(monitor: Monitor, names: Names, top: str) -> None:
+def take_out(monitor: Monitor, names: Names, top: str, *, aside: bool = False) -> None:
     """Let the device use its own node again. The guest may run. What has been copied is not touched."""
     monitor.execute("blockdev-del", {"node-name": names.moment})
     _use(monitor, names.filter, top)
     monitor.execute("blockdev-del", {"node-name": names.filter})
+    for node in (names.aside, names.aside_file) if aside else ():
+        monitor.execute("blockdev-del", {"node-name": node})
 
 
 def close(monitor: Monitor, names: Names, *, image: bool) -> None:
@@ -174,7 +223,8 @@ def close(monitor: Monitor, names: Names, *, image: bool) -> None:
     Raises:
         HypervisorRefused: it cannot be written; QEMU's own words.
     """
-    plain = _image(names) if image else {"driver": "raw", "node-name": names.target, "file": names.file}
+    export = {"driver": "raw", "node-name": names.target, "file": names.file}
+    plain = _image(names.file, names.target) if image else export
     # Closing a node writes out as well, and says nothing of what goes wrong; this does.
     monitor.execute("blockdev-reopen", {"options": [{**plain, "read-only": True}]})
     for node in (names.target, names.file):
@@ -216,11 +266,16 @@ def _removed(monitor: Monitor, every: Sequence[Names], disks: Sequence[BackupNod
             monitor.attempt("blockdev-del", {"node-name": names.moment})
         if names.filter in there:
             _use(monitor, names.filter, disk.top)
-        for node in (names.filter, names.target, names.file):
+        for node in (names.filter, *_kept(names)):
             if node in there:
                 monitor.attempt("blockdev-del", {"node-name": node})
     left = _node_names(monitor)
-    return not any({names.moment, names.filter, names.target, names.file} & left for names in every)
+    return not any({names.moment, names.filter, *_kept(names)} & left for names in every)
+
+
+def _kept(names: Names) -> tuple[str, ...]:
+    """The nodes of what is written, each before the one it is on."""
+    return names.target, names.file, names.aside, names.aside_file
 
 
 def remove_descriptors(monitor: Monitor) -> None:

@@ -46,6 +46,7 @@ class Wanted:
     checkpoint: str | None
     since: str | None
     bandwidth: int
+    compress: bool
     tls: str | None
 
 
@@ -145,6 +146,7 @@ class BackupOperations:
             checkpoint=wanted.checkpoint,
             since=wanted.since,
             bandwidth=wanted.bandwidth,
+            compress=wanted.compress,
             certificates=wanted.tls,
         )
 

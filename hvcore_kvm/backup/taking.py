@@ -63,6 +63,7 @@ class Request:
         checkpoint: the checkpoint that begins with it.
         since: the checkpoint it begins from.
         bandwidth: bytes a second at most; 0 for no limit.
+        compress: the files are compressed.
         certificates: directory with the certificates of a client; ``None`` for no TLS.
     """
 
@@ -71,6 +72,7 @@ class Request:
     checkpoint: str | None
     since: str | None
     bandwidth: int
+    compress: bool = False
     certificates: str | None = None
 
 
@@ -189,6 +191,8 @@ class _Taking:
         for index, (disk, target) in enumerate(zip(request.disks, request.targets, strict=True)):
             if target.options is None:
                 nodes.add_file(self._monitor, self._names[index], disk, target, files[index].fd)
+                if request.compress:
+                    nodes.add_aside(self._monitor, self._names[index], disk, target)
             else:
                 nodes.add_export(self._monitor, self._names[index], target.options, credentials)
 
@@ -200,7 +204,14 @@ class _Taking:
             self._write()
             self._monitor.execute("stop")
         for names, disk in zip(self._names, request.disks, strict=True):
-            nodes.insert(self._monitor, names, disk, request.since, track=request.checkpoint is not None)
+            nodes.insert(
+                self._monitor,
+                names,
+                disk,
+                request.since,
+                track=request.checkpoint is not None,
+                aside=request.compress,
+            )
         if running:
             self._monitor.execute("cont")
             self._record = attrs.evolve(self._record, still=False)
@@ -211,7 +222,13 @@ class _Taking:
         request, jobs = self._request, [names.job for names in self._names]
         each = -(-request.bandwidth // len(jobs))
         for names in self._names:
-            nodes.copy(self._monitor, names, incremental=request.since is not None, bandwidth=each)
+            nodes.copy(
+                self._monitor,
+                names,
+                incremental=request.since is not None,
+                bandwidth=each,
+                compress=request.compress,
+            )
         try:
             wait_jobs(self._monitor, jobs, on_progress=self._on_progress)
         except OperationFailed as error:
@@ -225,7 +242,7 @@ class _Taking:
 
     def _close(self) -> None:
         for names, disk in zip(self._names, self._request.disks, strict=True):
-            nodes.take_out(self._monitor, names, disk.top)
+            nodes.take_out(self._monitor, names, disk.top, aside=self._request.compress)
         for names, target in zip(self._names, self._request.targets, strict=True):
             nodes.close(self._monitor, names, image=target.options is None)
         nodes.remove_descriptors(self._monitor)
@@ -266,4 +283,5 @@ class _Taking:
             disks=tuple(disks),
             checkpoint=request.checkpoint,
             since=request.since,
+            compressed=request.compress,
         )

@@ -32,8 +32,8 @@ def test_a_backup_and_the_next_one(hv: Hv, instance_file: Path, tmp_path: Path) 
     assert full.stdout == f"{uuid}: 1.0MiB of 1.0MiB copied to {found}\n"
     assert full.stderr == ""
     next_one = ["backup", "web1", "--to", "to", "--since", "monday", "--checkpoint", "tuesday", "--bandwidth", "1GiB"]
-    taken = json.loads(hv(*next_one, "--disk", uuid, "--json", cwd=tmp_path).stdout)
-    assert (taken["mode"], taken["disks"][0]["base"]) == ("incremental", found.name)
+    taken = json.loads(hv(*next_one, "--disk", uuid, "--compress", "--json", cwd=tmp_path).stdout)
+    assert (taken["mode"], taken["disks"][0]["base"], taken["compressed"]) == ("incremental", found.name, True)
     assert hv(*next_one, cwd=tmp_path).returncode == 2
     listed = hv("checkpoint", "list", "web1").stdout.splitlines()
     assert [line.split()[:4] for line in listed[1:]] == [[name, uuid, "0B", "yes"] for name in ("monday", "tuesday")]

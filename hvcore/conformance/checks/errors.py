@@ -202,7 +202,7 @@ def what_is_not_claimed_is_refused_without_a_trace(subject: Subject) -> None:
 
 @check("ER-08")
 def parts_of_operations_that_are_not_claimed_are_refused(subject: Subject) -> None:
-    """A paused start, a stop without force, a reset and a move with disks, by whoever does not claim them."""
+    """A paused start, a stop without force, a reset, a compressed backup and a move with disks, where not claimed."""
     name, definition = subject.start(), subject.definition()
     policy = MigrationPolicy(tls=None, copy_disks=("all",))
     target = MigrationTarget(address="192.0.2.1", port=1)
@@ -210,6 +210,10 @@ def parts_of_operations_that_are_not_claimed_are_refused(subject: Subject) -> No
         (Capability.START_PAUSED, lambda: subject.driver.start_instance(definition, paused=True)),
         (Capability.GRACEFUL_STOP, lambda: subject.driver.stop_instance(name, escalate=False)),
         (Capability.RESET, lambda: subject.driver.reboot_instance(name, mode="reset")),
+        (
+            Capability.BACKUP_COMPRESSION,
+            lambda: subject.driver.backup_instance(name, subject.directory, compress=True),
+        ),
         (Capability.MIGRATION_DISKS, lambda: subject.driver.migrate_instance(name, target, policy)),
     )
     for capability, call in calls:

@@ -131,7 +131,7 @@ CLAIMS = (
     Claim(
         capability=Capability.MIGRATION_DISKS,
         level=ClaimLevel.CONDITIONAL,
-        reason="the image has to be raw or qcow2, not encrypted, not shared, and the destination has to have room",
+        reason="the image has to be raw or qcow2 and not shared, an encrypted one needs TLS, and the destination room",
     ),
     Claim(
         capability=Capability.POWERCYCLE,

@@ -32,6 +32,7 @@ from hvcore_kvm.launch_plan import Decisions, LaunchPlan
 from hvcore_kvm.migration.credentials import add_credentials, check_credentials
 from hvcore_kvm.migration.disk_files import DiskFiles
 from hvcore_kvm.migration.disk_places import Place
+from hvcore_kvm.migration.encrypted_image import make_encrypted
 from hvcore_kvm.migration.evidence import arriving_phase
 from hvcore_kvm.migration.exporting import export_disks
 from hvcore_kvm.migration.info import Moving
@@ -168,7 +169,11 @@ class Accepting:
         def keep(files: tuple[DiskFile, ...]) -> None:
             self._directory.write(MIGRATION, attrs.evolve(record, files=files), schema=SCHEMA)
 
-        return Arrival(record=record, listen=self._listen, files=DiskFiles(self.places, keep) if self.places else None)
+        def encrypt(fd: int, kind: str, size: int, secret_file: str) -> None:
+            make_encrypted(self.plan.decisions.capabilities.path, fd, kind, size, secret_file, self._deadline)
+
+        files = DiskFiles(self.places, keep, encrypt) if self.places else None
+        return Arrival(record=record, listen=self._listen, files=files)
 
     def target(self) -> MigrationTarget:
         """Where it listens, once it does."""

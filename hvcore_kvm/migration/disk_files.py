@@ -28,11 +28,18 @@ class DiskFiles:
     Args:
         places: where, and how large.
         keep: writes down which files are ours.
+        encrypt: makes an encrypted image of a descriptor, of a format, of a size, with the secret of a file.
     """
 
-    def __init__(self, places: Iterable[Place], keep: Callable[[tuple[DiskFile, ...]], None]) -> None:
+    def __init__(
+        self,
+        places: Iterable[Place],
+        keep: Callable[[tuple[DiskFile, ...]], None],
+        encrypt: Callable[[int, str, int, str], None],
+    ) -> None:
         self._places = tuple(places)
         self._keep = keep
+        self._encrypt = encrypt
         self._made: tuple[DiskFile, ...] = ()
 
     def make(self) -> None:
@@ -62,7 +69,7 @@ class DiskFiles:
         self._note((*before, DiskFile(path=place.path, part=part)))
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         try:
-            _fill(fd, place)
+            self._fill(fd, place)
             found = os.fstat(fd)
         finally:
             os.close(fd)
@@ -80,9 +87,21 @@ class DiskFiles:
             if place.state == "empty":
                 file = DiskFile(path=place.path, device=found.st_dev, inode=found.st_ino)
                 self._note((*self._made, file))
-            _fill(fd, place)
+            self._fill(fd, place)
         finally:
             os.close(fd)
+
+    def _fill(self, fd: int, place: Place) -> None:
+        """Make an empty image of what was opened."""
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        if regular:
+            os.ftruncate(fd, 0)
+        if place.secret_file is not None:
+            self._encrypt(fd, place.format, place.size, place.secret_file)
+        elif place.format == "qcow2":
+            make_qcow2(fd, place.size)
+        elif regular:
+            os.ftruncate(fd, place.size)
 
     def _note(self, files: tuple[DiskFile, ...]) -> None:
         self._keep(files)
@@ -103,14 +122,3 @@ def remove_files(files: Iterable[DiskFile]) -> None:
                 os.unlink(file.path)
             else:
                 os.truncate(file.path, 0)
-
-
-def _fill(fd: int, place: Place) -> None:
-    """Make an empty image of what was opened."""
-    regular = stat.S_ISREG(os.fstat(fd).st_mode)
-    if regular:
-        os.ftruncate(fd, 0)
-    if place.format == "qcow2":
-        make_qcow2(fd, place.size)
-    elif regular:
-        os.ftruncate(fd, place.size)

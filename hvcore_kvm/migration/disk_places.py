@@ -17,6 +17,7 @@ from hvcore_kvm.block_nodes import attached_nodes
 from hvcore_kvm.definition import Definition, DiskDefinition
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.images import Image, check_image
+from hvcore_kvm.migration.encrypted_image import HEADER
 from hvcore_kvm.monitor import Monitor
 
 _LARGEST = 2**63 - 512
@@ -51,7 +52,8 @@ class Place:
     Attributes:
         uuid: the disk.
         path: path of its image.
-        format: format of its image.
+        format: format of its image; ``luks`` for an encrypted raw one.
+        secret_file: file with the secret that opens it; ``None`` for one that is not encrypted.
         size: bytes that the guest sees.
         state: nothing is there, an empty file is, or something that is overwritten.
         device: device number of what is there.
@@ -67,6 +69,7 @@ class Place:
     device: int
     inode: int
     image: Image
+    secret_file: str | None = None
 
 
 def disks_to_copy(policy: MigrationPolicy, instance: Instance) -> tuple[Disk, ...]:
@@ -149,7 +152,7 @@ def check_places(
         uuid = (disk.disk.uuid or "").lower()
         if uuid not in wanted:
             continue
-        problems = list(_unfit(disk))
+        problems = list(_unfit(disk, policy))
         image = known.get(uuid)
         if image is None and not problems:
             message = f"the source does not say how large disk {uuid} is"
@@ -162,12 +165,12 @@ def check_places(
         if place is not None:
             places.append(place)
             if not place.image.is_block_device:
-                needed.setdefault(place.device, []).append((place.path, image.bytes_to_copy))
+                needed.setdefault(place.device, []).append((place.path, _room_for(place, image)))
     findings += _room(needed)
     return tuple(places), findings
 
 
-def _unfit(disk: DiskDefinition) -> Iterator[Finding]:
+def _unfit(disk: DiskDefinition, policy: MigrationPolicy) -> Iterator[Finding]:
     """What of a disk forbids that it is copied."""
     given, where = disk.parameters, f"{_DISKS}.{disk.origin}"
     if disk.disk.path is None:
@@ -177,10 +180,10 @@ def _unfit(disk: DiskDefinition) -> Iterator[Finding]:
         message = "the guest only reads it, and nobody can write it on the destination either"
         hint = "copy it there before, by other means, and take it out of copy_disks"
         yield Finding(code="not-possible", path=f"{where}.read_only", message=message, hint=hint)
-    if given.encryption or given.secret_file is not None:
-        message = "an encrypted image is not copied: it would have to be made on the destination with its secret"
-        hint = "use storage that both hosts reach, or move it while it does not run"
-        yield Finding(code="not-possible", path=f"{where}.params", message=message, hint=hint)
+    if given.secret_file is not None and policy.tls is None:
+        message = "it is encrypted where it is stored, and would be readable on its way"
+        hint = "move it with TLS, or use storage that both hosts reach"
+        yield Finding(code="not-possible", path=f"{where}.params.encryption", message=message, hint=hint)
     if given.shared:
         message = "others write it too; a copy would not have what they write"
         yield Finding(code="not-possible", path=f"{where}.params.shared", message=message, hint=_NO_CHOICE)
@@ -196,6 +199,7 @@ def _place(disk: DiskDefinition, image: SentImage, *, overwrite: bool) -> tuple[
         "path": file.path,
         "format": file.format,
         "size": image.size,
+        "secret_file": disk.parameters.secret_file,
     }
     if not os.path.lexists(file.path):
         return _new_place(common, where)
@@ -209,7 +213,8 @@ def _place(disk: DiskDefinition, image: SentImage, *, overwrite: bool) -> tuple[
         message = f"{file.path} is the very image that the source has ({sorted(same)[0]}); the copy would destroy it"
         hint = "both hosts reach it: take it out of copy_disks. If it is another one, remove it first"
         findings.append(Finding(code="same-image", path=where, message=message, hint=hint))
-    empty = not found.is_block_device and there.st_size == 0
+    # Who makes an encrypted one may outlive us for a moment, and must not write to what is empty again by then.
+    empty = not found.is_block_device and there.st_size == 0 and disk.parameters.secret_file is None
     if not empty and not overwrite:
         message = f"{file.path} is there already on the destination"
         hint = "remove it, or set overwrite_disks, which destroys what is in it; if both hosts reach it, do not copy it"
@@ -241,6 +246,10 @@ def _new_place(common: Mapping[str, Any], where: str) -> tuple[Place | None, lis
 
 def _device(path: str, kind: str, image: SentImage, where: str) -> Iterator[Finding]:
     """A raw disk is the whole of a device; a qcow2 image grows on it. What is mounted is not written over."""
+    if kind == "luks":
+        message = "an encrypted raw disk is not copied to a block device, where its header may take other room"
+        yield Finding(code="not-possible", path=where, message=message, hint="have it in a file there, or as qcow2")
+        return
     try:
         # The kernel gives a block device to one who asks for it alone (open(2), O_EXCL): file systems, LVM, RAID, swap.
         fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -257,6 +266,13 @@ def _device(path: str, kind: str, image: SentImage, where: str) -> Iterator[Find
     if (kind == "raw" and has != image.size) or has < (image.allocated or 0):
         message = f"{path} has {format_size(has)} on the destination, and the disk {format_size(image.size)}"
         yield Finding(code="device-size", path=where, message=message, hint="make it as large as that of the source")
+
+
+def _room_for(place: Place, image: SentImage) -> int:
+    if place.secret_file is None:
+        return image.bytes_to_copy
+    # What is all over an encrypted raw disk is noise, also where the source's has holes.
+    return HEADER + (image.size if place.format == "luks" else image.bytes_to_copy)
 
 
 def _room(needed: Mapping[int, list[tuple[str, int]]]) -> Iterator[Finding]:

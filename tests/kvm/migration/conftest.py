@@ -9,6 +9,7 @@ import math
 import os
 import select
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,28 @@ def make_pair(make_host: Callable[..., Any], tmp_path: Path) -> Iterator[Callabl
 @pytest.fixture
 def pair(make_pair: Callable[..., Pair]) -> Pair:
     return make_pair()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
+    """Makes block devices of this host with something on them; they are gone at the end."""
+    made: list[tuple[str, Path]] = []
+
+    def losetup(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["losetup", *words], capture_output=True, text=True, timeout=60, check=False)
+
+    def make(content: bytes) -> str:
+        image = tmp_path / f"loop{len(made)}"
+        image.write_bytes(content)
+        done = losetup("--find", "--show", str(image))
+        if done.returncode:
+            pytest.skip(f"no loop device can be made: {done.stderr.strip()}")
+        made.append((done.stdout.strip(), image))
+        return made[-1][0]
+
+    yield make
+    for name, image in made:
+        done = losetup("--detach", name)
+        assert done.returncode == 0, done.stderr
+        # One that somebody still has open would stay until that is closed.
+        assert losetup("--associated", str(image)).stdout == ""

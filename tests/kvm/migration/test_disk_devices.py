@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,6 @@ def _run(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
-
-
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
-    """Makes block devices of this host; they are gone at the end."""
-    made: list[tuple[str, Path]] = []
-
-    def make(content: bytes) -> str:
-        image = tmp_path / f"loop{len(made)}"
-        image.write_bytes(content)
-        done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no loop device can be made: {done.stderr.strip()}")
-        made.append((done.stdout.strip(), image))
-        return made[-1][0]
-
-    yield make
-    for name, image in made:
-        _run("losetup", "--detach", name)
-        # One that somebody still has open would stay until that is closed.
-        assert _run("losetup", "--associated", str(image)) == ""
 
 
 @pytest.fixture

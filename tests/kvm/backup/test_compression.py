@@ -44,14 +44,14 @@ class _While:
             return
         self.before = [bytes(content) for content in self._web.content]
         # All over it: some has been copied, some is being copied, and most is still to come.
-        self._web.scribble(self._seed, 30)
+        self._web.scribble(self._seed, 15)
         for index in range(len(self.before)):
             self._web.ask("block_job_set_speed", device=f"hvcore-backup{index}", speed=0)
 
 
 def _right(host: Any, web: Any, place: Path) -> None:
     """A full one and two with changes, each written over while it is made."""
-    web.scribble(1, 40)
+    web.scribble(1, 25)
     for number, since in enumerate((None, "c0", "c1")):
         meanwhile = _While(web, 2 + number)
         taken = host.driver.backup_instance(

@@ -47,6 +47,20 @@ class Pair:
         self.keep("source")
         return console
 
+    def write_tokens(self, console: Any) -> None:
+        """Have a guest write tokens to its first disk (IDE) from now on; it has written one already."""
+        while not self.last_token(console):
+            console.send(b"w")
+            console.expect(b"ok")
+        console.send(b"w")
+        console.expect(b"ok")
+
+    def last_token(self, console: Any) -> int:
+        """Have a guest write no more tokens; returns the last one."""
+        console.send(b"W")
+        console.expect(b"token=")
+        return int(console.expect(b"\r\n"), 16)
+
     def keep(self, side: str) -> None:
         """Keep what a QEMU reports, also when its directory has gone."""
         host = self.sides()[side]

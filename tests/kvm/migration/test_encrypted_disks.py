@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 SIZE = 3 << 20
 TOKENS = 1024
+ROOM = 8 << 20
+STALE = b"\xee"
 SECRETS = {"source": "bought-in-basel", "destination": "found-in-fribourg"}
 
 
@@ -29,6 +31,13 @@ SECRETS = {"source": "bought-in-basel", "destination": "found-in-fribourg"}
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret is as quick to try as it is slow otherwise."""
     monkeypatch.setattr("hvcore_kvm.migration.encrypted_image._ITERATION_TIME", 10)
+
+
+@pytest.fixture
+def pair(loop: Any, make_pair: Callable[..., Any]) -> Any:
+    """Two hosts that are taken down before the devices."""
+    del loop
+    return make_pair()
 
 
 @pytest.fixture
@@ -95,37 +104,34 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encrypted, Encr
     return made[0], made[1]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
 def test_they_are_encrypted_anew(
-    pair: Any, elsewhere: Any, given: dict[str, Any], encrypted: tuple[Encrypted, ...]
+    pair: Any, elsewhere: Any, given: dict[str, Any], encrypted: tuple[Encrypted, ...], loop: Callable[[bytes], str]
 ) -> None:
-    """Raw and qcow2: what the guest sees is the same, what is stored has nothing of it and opens by another secret."""
+    """In a file and on a device: what the guest sees is the same, what is stored opens by another secret only."""
+    there = [pair.destination.directory / image.image.name for image in encrypted]
+    there[1].symlink_to(loop(STALE * ROOM))
+    given["overwrite_disks"] = True
     console = pair.start(disks=[image.on(pair.source) for image in encrypted])
-    console.send(b"w")
-    console.expect(b"ok")
+    pair.write_tokens(console)
     result = hvcore.migrate(pair.source.driver, elsewhere, "web1", given, address="127.0.0.1", interval=0.1)
     assert result.phases[0][0] is MigrationPhase.DISKS
     assert pair.running() == ["destination"]
-    there = pair.destination.attach("web1")
-    there.send(b"W")
-    there.expect(b"token=")
-    token = int(there.expect(b"\r\n"), 16)
+    token = pair.last_token(pair.destination.attach("web1"))
     assert pair.destination.driver.verify_instance("web1").ok
     pair.destination.driver.stop_instance("web1", force=True)
-    for image, kind in zip(encrypted, ("luks", "qcow2"), strict=True):
-        path = pair.destination.directory / image.image.name
+    assert there[0].stat().st_mode & 0o077 == 0
+    for image, path, kind, driver in zip(encrypted, there, ("luks", "qcow2"), ("file", "host_device"), strict=True):
         assert image.content[TOKENS : TOKENS + 512] not in path.read_bytes()
-        assert path.stat().st_mode & 0o077 == 0
         opened = pair.directory / "opened"
-        done = _open(pair.destination.directory / "secret", path, kind, opened)
+        done = _open(pair.destination.directory / "secret", path, kind, opened, driver)
         assert done.returncode == 0, done.stderr
         found = opened.read_bytes()
         assert found[TOKENS:] == image.content[TOKENS:]
         if kind == "luks":
             assert struct.unpack_from("<I", found)[0] == token > 0
             assert not any(found[512:TOKENS])
-        assert "Invalid password" in _open(pair.source.directory / "secret", path, kind, opened).stderr
-    # The holes of the source's are holes.
-    assert path.stat().st_blocks * 512 < 3 * SIZE
+        assert "Invalid password" in _open(pair.source.directory / "secret", path, kind, opened, driver).stderr
 
 
 def test_what_would_be_readable_is_refused(pair: Any, elsewhere: Any, encrypted: tuple[Encrypted, ...]) -> None:
@@ -153,18 +159,3 @@ def test_one_that_cannot_be_made(tmp_path: Path) -> None:
         assert SECRETS["source"] not in str(error.value)
         with pytest.raises(hvcore.DeadlineExceeded, match="not made in time"):
             make_encrypted("qemu-system-x86_64", file.fileno(), "luks", SIZE, str(secret), hvcore.Deadline.after(0.5))
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
-def test_on_a_device(tmp_path: Path, loop: Callable[[bytes], str]) -> None:
-    """A qcow2 image on a block device is made as well, whatever was there."""
-    secret, opened, device = tmp_path / "secret", tmp_path / "opened", loop(b"\xee" * (2 * SIZE))
-    secret.write_text(SECRETS["source"])
-    fd = os.open(device, os.O_RDWR | os.O_EXCL)
-    try:
-        make_encrypted("qemu-system-x86_64", fd, "qcow2", SIZE, str(secret), hvcore.Deadline.after(60))
-    finally:
-        os.close(fd)
-    done = _open(secret, Path(device), "qcow2", opened, "host_device")
-    assert done.returncode == 0, done.stderr
-    assert opened.read_bytes() == bytes(SIZE)

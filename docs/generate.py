@@ -400,6 +400,7 @@ def capabilities() -> str:
 _PARTIAL = {
     "start-paused": ["`start_instance` with `paused=True`"],
     "graceful-stop": ["`stop_instance` with `escalate=False` and without `force`"],
+    "backup-compression": ["`backup_instance` with `compress`"],
     "migration-disks": ["`accept_instance` and `migrate_instance` with `copy_disks` in the policy"],
     "reset": ['`reboot_instance` with `mode="reset"`'],
 }

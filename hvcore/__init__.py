@@ -28,6 +28,7 @@ _EXPORTS: dict[str, str] = {
     "with_other_device": "hvcore.model.instance_devices",
     "without_device": "hvcore.model.instance_devices",
     "make_qcow2": "hvcore.qcow2_image",
+    "read_qcow2": "hvcore.qcow2_content",
     # results
     "InstanceState": "hvcore.model.state",
     "TwoValueState": "hvcore.model.state",
@@ -159,6 +160,7 @@ _EXPORTS: dict[str, str] = {
     "ConformanceProfile": "hvcore.conformance.profile",
     "ConsoleClient": "hvcore.conformance.profile",
     "LiveParameter": "hvcore.conformance.profile",
+    "FailingTarget": "hvcore.conformance.profile",
     "PasswordConsole": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
     "Seconds": "hvcore.model.units",
@@ -201,6 +203,7 @@ if TYPE_CHECKING:
     )
     from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
     from hvcore.conformance.profile import ConsoleClient as ConsoleClient
+    from hvcore.conformance.profile import FailingTarget as FailingTarget
     from hvcore.conformance.profile import LiveParameter as LiveParameter
     from hvcore.conformance.profile import PasswordConsole as PasswordConsole
     from hvcore.console_clients import console_holder as console_holder
@@ -548,6 +551,9 @@ if TYPE_CHECKING:
     from hvcore.params.json_schema import json_schema as json_schema
     from hvcore.params.structure import structure as structure
     from hvcore.params.structure import structure_sections as structure_sections
+    from hvcore.qcow2_content import (
+        read_qcow2 as read_qcow2,
+    )
     from hvcore.qcow2_image import (
         make_qcow2 as make_qcow2,
     )

@@ -6,6 +6,7 @@ import attrs
 
 from hvcore import Cause, Instance, InstanceState, RecordError, StateReason
 from hvcore_fake.events import events_key
+from hvcore_fake.processes import checkpoints_key
 from hvcore_fake.record import Ending, Process, RuntimeRecord
 from hvcore_fake.world import World
 
@@ -91,7 +92,8 @@ def snapshots_key(name: str) -> str:
 def account_keys(name: str) -> tuple[str, ...]:
     """Everything that is kept about an instance, the innermost first; the process and its journal are not."""
     kept = (record_key(name), definition_key(name), directory_key(name))
-    return (*kept, ending_key(name), snapshots_key(name), events_key(name), f"{ENDINGS}{name}/")
+    data = (ending_key(name), snapshots_key(name), checkpoints_key(name), events_key(name), f"{ENDINGS}{name}/")
+    return (*kept, *data)
 
 
 def listed_names(world: World) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from hvcore import ConformanceProfile, Disk, Driver, Instance, LiveParameter, PasswordConsole, Size
+from hvcore import ConformanceProfile, Disk, Driver, FailingTarget, Instance, LiveParameter, PasswordConsole, Size
 from hvcore_fake.account import record_key
 from hvcore_fake.console_client import ModelledClient
 from hvcore_fake.plugging import NEWEST_QCOW2
@@ -45,6 +46,8 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
         identity=_identity,
         impostor=_impostor,
         host_restarts=_host_restarts,
+        guest_writes=_guest_writes,
+        failing_target=_failing_target,
         migration={"tls": False},
         absent={"argv": "a modelled process has no argument list"},
     )
@@ -86,6 +89,24 @@ def _identity(driver: Driver, name: str) -> frozenset[str]:
 def _host_restarts(driver: Driver, name: str) -> None:
     del name
     World.of(driver).host_restarts()
+
+
+def _guest_writes(driver: Driver, name: str, uuid: str, offset: int, count: int, value: int) -> None:
+    World.of(driver).guest_writes(name, uuid, offset, bytes([value]) * count)
+
+
+@contextlib.contextmanager
+def _failing_target(driver: Driver, directory: str, size: int) -> Iterator[FailingTarget]:
+    """A directory that becomes full, or goes."""
+    del size
+    world = World.of(driver)
+    path = os.path.join(directory, "failing")
+    os.makedirs(path)
+    try:
+        yield FailingTarget(target=path, faults={"full": lambda: world.fill(path), "gone": lambda: os.rmdir(path)})
+    finally:
+        world.empty(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "create_snapshot": ("snapshot", "commit"),
     "revert_snapshot": ("directory", "process", "record", "load", "resume", "commit"),
     "delete_snapshot": ("snapshot", "commit"),
+    "backup_instance": ("track", "file", "publish", "checkpoint", "commit"),
+    "delete_checkpoint": ("checkpoint", "commit"),
     "cleanup_instance": ("removal", "commit"),
     "hot_add_device": ("record", "backend", "device", "settle", "commit"),
     "hot_del_device": ("record", "request", "wait", "backend", "settle", "commit"),
@@ -67,7 +69,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "balloon_instance_memory": ("balloon", "wait", "commit"),
     "disconnect_console": ("disconnect", "commit"),
     "set_console_password": ("password", "commit"),
-    "accept_instance": ("directory", "process", "record", "commit"),
+    "accept_instance": ("directory", "image", "process", "record", "commit"),
     "migrate_instance": ("send", "commit"),
     "continue_migration": ("steer", "switch-over", "commit"),
     "cancel_migration": ("cancel", "commit"),
@@ -88,7 +90,9 @@ go of it; ``settle`` writes down that nothing is under way with it any more; ``c
 part in; ``resize``, ``balloon``, ``disconnect`` and ``password`` do what their operations are for;
 ``send`` begins to send an instance to another host; ``steer`` does what the policy wants of that; ``switch-over`` lets
 its guest go over; ``cancel`` cancels it; ``forget`` forgets one that has failed; ``powercycle`` notes a restart of the
-host; ``commit`` ends the journal.
+host; ``image`` makes the images of disks that are copied; ``track`` keeps track of what is written from the moment of a
+backup on; ``publish`` gives the files of one their names; ``checkpoint`` begins or ends a checkpoint; ``commit`` ends
+the journal.
 """
 
 EVENTS = (

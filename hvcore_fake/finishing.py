@@ -6,7 +6,8 @@ import attrs
 
 from hvcore import Cause, InstanceState, MigrationPhase, WrongState
 from hvcore_fake.account import Account, account_keys, look, record_key
-from hvcore_fake.life import Effects, at_once, finish
+from hvcore_fake.copied import keep_images
+from hvcore_fake.life import Effects, at_once, finish, remove_account
 from hvcore_fake.link import connection_key
 from hvcore_fake.record import RuntimeRecord
 from hvcore_fake.world import World, process_key, process_keys
@@ -27,11 +28,11 @@ def settle_sides(world: World, name: str) -> tuple[str, str, str] | None:
     if process is None:
         if record is None or not record.incoming:
             return None
-        world.store.remove(connection_key(name), process_key(name), *account_keys(name))
+        remove_account(world, name, (connection_key(name), process_key(name), *account_keys(name)))
         return "accept_instance", "undone", "its source is gone, and it had not got all of it"
     if process.state is InstanceState.INCOMING and not world.store.exists(connection_key(name)):
         world.kill_incoming(name)
-        world.store.remove(*account_keys(name))
+        remove_account(world, name, account_keys(name))
         return "accept_instance", "undone", "no source had connected"
     if process.state is InstanceState.PAUSED and process.cause is Cause.MIGRATION:
         return "accept_instance", "failed", "all of it has arrived; migrate it once more from its source to finish"
@@ -121,7 +122,8 @@ def not_incoming(world: World, name: str) -> None:
     """Note that it has been told to run."""
     record = world.store.read(record_key(name), RuntimeRecord)
     if record is not None:
-        world.store.write(record_key(name), attrs.evolve(record, incoming=False))
+        keep_images(record.images)
+        world.store.write(record_key(name), attrs.evolve(record, incoming=False, images=()))
 
 
 def settle_destination(world: World, name: str) -> bool:
@@ -131,7 +133,7 @@ def settle_destination(world: World, name: str) -> bool:
         return True
     process = account.process
     if process is None:
-        world.store.remove(connection_key(name), process_key(name), *account_keys(name))
+        remove_account(world, name, (connection_key(name), process_key(name), *account_keys(name)))
         return True
     if process.state is InstanceState.INCOMING or process.cause is Cause.MIGRATION:
         return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from hvcore import Cause, Instance, InstanceState, RecordError, StateReason
 from hvcore_fake.account import ENDINGS, Account, definition_key, directory_key, ending_key, look, record_key
+from hvcore_fake.copied import remove_images
 from hvcore_fake.parameters import without_secrets
-from hvcore_fake.record import Ending, RuntimeRecord
+from hvcore_fake.record import Ending, MadeImage, RuntimeRecord
 from hvcore_fake.world import World, process_keys
 
 
@@ -83,7 +85,15 @@ def finish(
     data = f"{ENDINGS}{name}/"
     held = (record_key(name), definition_key(name), directory_key(name))
     effect("ending", lambda: _write_ending(world, name, cause, detail, saved_as), files=(ending_key(name), data))
-    effect("removal", lambda: world.store.remove(*held), files=held)
+    effect("removal", lambda: remove_account(world, name, held), files=held)
+
+
+def remove_account(world: World, name: str, keys: Iterable[str]) -> None:
+    """Remove what is kept about an instance, and before it the images of a guest that has never run here."""
+    with contextlib.suppress(RecordError):
+        record = world.store.read(record_key(name), RuntimeRecord)
+        remove_images(record.images if record is not None else ())
+    world.store.remove(*keys)
 
 
 def put_in_order(world: World, name: str) -> None:
@@ -96,7 +106,9 @@ def put_in_order(world: World, name: str) -> None:
         world.store.remove(directory_key(name))
 
 
-def write_record(world: World, instance: Instance, *, incoming: bool = False) -> None:
+def write_record(
+    world: World, instance: Instance, *, incoming: bool = False, images: tuple[MadeImage, ...] = ()
+) -> None:
     """Write down what an instance runs with, and that it has not ended."""
     process = world.process(instance.name)
     record = RuntimeRecord(
@@ -105,6 +117,7 @@ def write_record(world: World, instance: Instance, *, incoming: bool = False) ->
         events_before=world.events.last if process is None else process.events_before,
         boot_id=world.boot,
         incoming=incoming,
+        images=images,
     )
     world.store.write(record_key(instance.name), record)
     world.store.remove(definition_key(instance.name), ending_key(instance.name))

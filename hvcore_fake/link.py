@@ -7,7 +7,8 @@ import os
 import attrs
 
 from hvcore import Cause, Directories, InstanceState, RecordError
-from hvcore_fake.record import Connection, Process
+from hvcore_fake.images import opened_path, read_disk, replace_disk
+from hvcore_fake.record import Connection, Process, Sending
 from hvcore_fake.store import Store
 
 PROCESSES = "state/processes/"
@@ -28,6 +29,30 @@ def listens(target: str) -> Process | None:
 def connect(target: str, source: str, source_pid: int) -> bool:
     """Connect a source to its destination; says whether somebody listens there."""
     return _write(target, source, source_pid, None)
+
+
+def takes(target: str) -> tuple[str, ...]:
+    """The disks that the process at the other end takes with its guest."""
+    listener = listens(target)
+    return () if listener is None else listener.takes
+
+
+def copy_disks(process: Process, sending: Sending) -> bool:
+    """Let the images at the other end hold what the disks hold that are copied; says whether they do."""
+    listener = listens(sending.target)
+    theirs = {} if listener is None else {backend.ident: backend for backend in listener.backends}
+    for backend in process.backends:
+        if backend.ident not in sending.disks:
+            continue
+        there = theirs.get(backend.ident)
+        try:
+            if there is None:
+                return False
+            size, blocks = read_disk(opened_path(backend.source, backend.identity), backend.format)
+            replace_disk(opened_path(there.source, there.identity), there.format, size, blocks)
+        except (OSError, ValueError):
+            return False
+    return True
 
 
 def deliver(target: str, source: str, guest: Process) -> bool:
@@ -67,6 +92,9 @@ def _with_guest(process: Process, guest: Process) -> Process:
         # Its definition has counted the virtual CPUs that were plugged.
         attached=tuple(device for device in guest.attached if device.kind != "vcpu"),
         stood=-process.started,
+        checkpoints=tuple(
+            each for each in guest.checkpoints if each.lasting and each.name and each.ident not in process.takes
+        ),
         # Its clock begins when it is told to run: two hosts have two clocks.
         frozen=0.0,
     )

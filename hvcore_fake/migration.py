@@ -13,6 +13,7 @@ from hvcore import (
     Cause,
     Finding,
     FindingSet,
+    HostError,
     Instance,
     InstanceState,
     InvalidParameters,
@@ -26,19 +27,29 @@ from hvcore import (
     RecordError,
     Transition,
     WrongState,
+    as_plain,
     param,
     read_definition,
     structure,
 )
 from hvcore_fake.account import Account, account_keys, directory_key, look, record_key
+from hvcore_fake.copied import (
+    SentImage,
+    check_choice,
+    check_copies,
+    disks_to_copy,
+    make_images,
+    plan_images,
+    remove_images,
+)
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.finishing import carry_out_source, destination_todo, not_incoming, source_todo
-from hvcore_fake.life import write_record
-from hvcore_fake.link import connection_key
+from hvcore_fake.life import remove_account, write_record
+from hvcore_fake.link import connection_key, takes
 from hvcore_fake.parameters import check_syntax
 from hvcore_fake.record import Process
 from hvcore_fake.recovery import settle
-from hvcore_fake.sending import begin, gives_up, status, steered
+from hvcore_fake.sending import begin, disks_are_there, gives_up, status, steered
 from hvcore_fake.transaction import Call, transaction
 from hvcore_fake.world import World, process_key, process_keys
 
@@ -58,11 +69,13 @@ class Travel:
         instance: the definition it runs with, as plain data.
         state: what its guest did when it was asked.
         cause: why.
+        images: the images of its disks.
     """
 
     instance: Mapping[str, Any] = param(summary="The definition it runs with.")
     state: str = param(choices=RUN_STATES, summary="What its guest did.")
     cause: Cause = param(summary="Why.")
+    images: tuple[SentImage, ...] = param(default=(), summary="The images of its disks.")
 
 
 def compatible(source: str, destination: str) -> MigrationCompatibility:
@@ -83,7 +96,12 @@ def information(call: Call, name: str) -> MigrationInfo:
     state, cause = process.state, process.cause
     if sending is not None and state in (InstanceState.MIGRATING, InstanceState.POSTMIGRATE):
         state, cause = sending.was, sending.was_because
-    record = {"instance": attrs.asdict(definition), "state": state.value, "cause": cause.value}
+    record = {
+        "instance": attrs.asdict(definition),
+        "state": state.value,
+        "cause": cause.value,
+        "images": [attrs.asdict(image) for image in _images(process)],
+    }
     return MigrationInfo(schema=SCHEMA, driver="fake", instance=name, record=record)
 
 
@@ -91,23 +109,29 @@ def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bo
     """Prepare the destination; see the hook of the same name."""
     travel, instance, findings = read_info(info, foreign)
     if not findings:
-        findings = [*check_disks(instance), *check_use(call.world, instance), *_unsupported(policy)]
+        copied = disks_to_copy(policy, instance)
+        others = attrs.evolve(instance, disks=tuple(disk for disk in instance.disks if disk not in copied))
+        findings = [*check_disks(others), *check_use(call.world, instance), *_unsupported(policy)]
+        findings += check_copies(policy, instance, travel.images)
     if findings:
         raise InvalidParameters("this host cannot take the instance", FindingSet(findings))
-    del travel
     world, name = call.world, info.instance
     _refuse_alive(look(world, name))
     with world.store.locked(call.deadline):
         settle(world, name)
         _refuse_alive(look(world, name))
         _sweep(world, name)
-        with transaction(call, name) as effects:
+        made, images = plan_images(policy, instance, travel.images)
+        with transaction(call, name, {"made": as_plain(made)}) as effects:
             directory = directory_key(name)
             call.in_time()
             effects.effect("directory", lambda: world.store.make(directory), files=(directory,))
+            if made:
+                effects.effect("image", lambda: make_images(made, images), undo=lambda: remove_images(made))
             held = (connection_key(name), *process_keys(name))
-            effects.effect("process", lambda: world.spawn(instance, incoming=True), files=held)
-            record = functools.partial(write_record, world, instance, incoming=True)
+            takes = tuple(disk.uuid or "" for disk in copied)
+            effects.effect("process", lambda: world.spawn(instance, incoming=True, takes=takes), files=held)
+            record = functools.partial(write_record, world, instance, incoming=True, images=made)
             effects.effect("record", record, files=(record_key(name),))
             call.in_time()
         return MigrationTarget(address=world.address(name))
@@ -121,12 +145,18 @@ def send(call: Call, name: str, target: MigrationTarget, policy: MigrationPolicy
         raise InvalidParameters("it cannot be sent like this", FindingSet(findings), instance=name)
     with world.store.locked(call.deadline):
         settle(world, name)
-        process = _living(look(world, name), name)
+        account = look(world, name)
+        process = _living(account, name)
         if process.sending is not None and not process.sending.phase.is_final:
             raise WrongState("it is being migrated already", instance=name, hint="wait for it, or cancel it")
         if process.state.value not in RUN_STATES or process.cause is Cause.MIGRATION:
             raise WrongState(f"it cannot be sent: it is {process.state}", instance=name, hint=_TRUTH)
-        sending = begin(process, target.address, policy, world.clock())
+        definition = None if account is None else account.definition
+        disks, size = _copied(process, definition, policy)
+        if set(disks) - set(takes(target.address)):
+            message = f"what listens at {target.address} does not take the disks that are to be copied"
+            raise HostError(message, instance=name, hint="give both sides the same policy")
+        sending = begin(process, target.address, policy, world.clock(), disks, size)
         with transaction(call, name) as effects:
             effects.effect("send", lambda: world.send(name, sending, live=policy.live), files=process_keys(name))
         return _status(world, name)
@@ -149,9 +179,12 @@ def go_on(call: Call, name: str, switch_over: bool, wait: float) -> MigrationSta
             now = world.clock()
             change = steered(sending, now)
             over = switch_over and sending.phase is MigrationPhase.PRE_SWITCHOVER
-            if change != sending or over or gives_up(sending, now):
+            ready = disks_are_there(sending, now)
+            if change != sending or over or ready or gives_up(sending, now):
                 with transaction(call, name) as effects:
-                    if gives_up(sending, now):
+                    if ready:
+                        effects.effect("steer", lambda: world.begin_memory(name), files=(process_key(name),))
+                    elif gives_up(sending, now):
                         effects.effect("steer", lambda: world.cancel(name), files=process_keys(name))
                     elif change != sending:
                         effects.effect("steer", lambda: world.send(name, change), files=(process_key(name),))
@@ -213,7 +246,7 @@ def finish_destination(call: Call, info: MigrationInfo, success: bool, foreign: 
         elif todo:
             with transaction(call, name) as effects:
                 effects.effect("kill", lambda: world.kill_incoming(name))
-                effects.effect("removal", lambda: world.store.remove(*account_keys(name)))
+                effects.effect("removal", lambda: remove_account(world, name, account_keys(name)))
         after = look(world, name)
     return Transition(
         name=name,
@@ -241,6 +274,29 @@ def read_info(info: MigrationInfo, foreign: bool) -> tuple[Travel, Instance, lis
             message = f"is about {instance.name[:60]!r}, not {info.instance!r}"
             problems.append(Finding(code="other-instance", path="record.instance.name", message=message))
     return travel, instance, [*findings, *problems]
+
+
+def _images(process: Process) -> Iterator[SentImage]:
+    for backend in process.backends:
+        device = process.device(backend.ident)
+        if device is not None and device.kind == "disk" and backend.identity:
+            yield SentImage(uuid=backend.ident, size=device.size, identity=backend.identity)
+
+
+def _copied(process: Process, definition: Instance | None, policy: MigrationPolicy) -> tuple[tuple[str, ...], int]:
+    """The disks that are copied, and how many bytes they are.
+
+    Raises:
+        InvalidParameters: the instance has no such disk.
+    """
+    if definition is None or not policy.copy_disks:
+        return (), 0
+    findings = [*check_choice(policy, definition)]
+    if findings:
+        raise InvalidParameters("it cannot be sent like this", FindingSet(findings), instance=process.name)
+    disks = tuple(disk.uuid or "" for disk in disks_to_copy(policy, definition))
+    sizes = (device.size for device in process.attached if device.ident in disks)
+    return disks, sum(sizes)
 
 
 def _status(world: World, name: str) -> MigrationStatus:

@@ -9,6 +9,7 @@ from hvcore_fake import guest, link
 from hvcore_fake.processes import Processes, process_key
 from hvcore_fake.record import Process, Sending
 from hvcore_fake.sending import at as in_phase
+from hvcore_fake.sending import with_memory
 
 
 class Moving(Processes):
@@ -36,6 +37,12 @@ class Moving(Processes):
         """Begin a migration, change how it goes, or forget it."""
         process = self._living(name)
         self._write(attrs.evolve(process if live else guest.hold(process, self.clock()), sending=sending))
+
+    def begin_memory(self, name: str) -> None:
+        """All disks are the same on both sides: it is the turn of its memory."""
+        process = self._living(name)
+        if process.sending is not None and process.sending.phase is MigrationPhase.DISKS:
+            self._write(attrs.evolve(process, sending=with_memory(process.sending, self.clock())))
 
     def switch_over(self, name: str) -> None:
         """Let a guest that waits to go over go."""
@@ -85,7 +92,11 @@ class Moving(Processes):
         elif sending.phase is MigrationPhase.ACTIVE:
             stopped = guest.hold(process, now)
             self._write(attrs.evolve(stopped, sending=in_phase(sending, MigrationPhase.PRE_SWITCHOVER, now)))
-        elif not link.deliver(sending.target, own, process) or sending.answer_lost:
+        elif (
+            not link.copy_disks(process, sending)
+            or not link.deliver(sending.target, own, process)
+            or sending.answer_lost
+        ):
             self._write(self._stayed(process, sending, "the destination did not answer"))
         else:
             over = attrs.evolve(in_phase(sending, MigrationPhase.COMPLETED, now), downtime=now - process.since)

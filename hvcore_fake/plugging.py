@@ -10,9 +10,10 @@ import attrs
 
 from hvcore import Disk, HypervisorRefused, Instance, Nic
 from hvcore_fake import yielding
-from hvcore_fake.moving import Moving
+from hvcore_fake.images import image_identity
 from hvcore_fake.parameters import GuestParameters, guest_parameters
 from hvcore_fake.record import Attached, Backend, Client, Process
+from hvcore_fake.tracking import Tracking
 
 DISK_SIZE = 2**30
 """Bytes of a disk whose image nobody can look at."""
@@ -23,7 +24,7 @@ NEWEST_QCOW2 = 3
 _HEADER = struct.Struct(">4sI16xQ")
 
 
-class Plugging(Moving):
+class Plugging(Tracking):
     """Processes whose devices change while their guests run."""
 
     # What tests make happen
@@ -69,7 +70,9 @@ class Plugging(Moving):
         process = self.process(name)
         if process is not None:
             others = yielding.without(process, device.ident)
-            self._write(attrs.evolve(others, attached=(*others.attached, device)))
+            # What was written to it elsewhere is not known.
+            known = tuple(each for each in process.checkpoints if each.ident != device.ident)
+            self._write(attrs.evolve(others, attached=(*others.attached, device), checkpoints=known))
 
     def pull(self, name: str, ident: str) -> None:
         """Take a device away without asking, as when its addition is undone."""
@@ -168,7 +171,9 @@ def as_backend(device: Disk | Nic) -> Backend:
     version = _header(device)[0] if device.format == "qcow2" else 0
     if version > NEWEST_QCOW2:
         raise HypervisorRefused("open", "GenericError", f"Unsupported qcow2 version {version} of {device.path}")
-    return Backend(ident=device.uuid or "", source=device.path or device.uri or "")
+    identity = "" if device.path is None else image_identity(device.path)
+    source = device.path or device.uri or ""
+    return Backend(ident=device.uuid or "", source=source, format=device.format, identity=identity)
 
 
 def _media(behaviour: GuestParameters) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from hvcore import (
     hookimpl,
 )
 from hvcore_fake import lifecycle, migration, parameters, queries
+from hvcore_fake.backup_hooks import BackupHooks
 from hvcore_fake.device_hooks import DeviceHooks
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.plan import plan_start
@@ -54,6 +55,7 @@ _CAPABILITIES = (
     Capability.RECOVER,
     Capability.SNAPSHOT,
     Capability.SNAPSHOT_EXTERNAL,
+    Capability.BACKUP,
     Capability.STATS,
     Capability.VERIFY_INSTANCE,
     Capability.HOTPLUG,
@@ -64,13 +66,14 @@ _CAPABILITIES = (
     Capability.CONSOLE_DISCONNECT,
     Capability.MIGRATION,
     Capability.MIGRATION_STEPS,
+    Capability.MIGRATION_DISKS,
     Capability.POWERCYCLE,
     Capability.ANCILLARY_FILES,
     Capability.EVENTS,
 )
 
 
-class FakeDriver(DeviceHooks, SnapshotHooks):
+class FakeDriver(DeviceHooks, SnapshotHooks, BackupHooks):
     """A driver of a modelled hypervisor, with state on disk, a virtual clock and scripted faults."""
 
     def __init__(self, context: DriverContext) -> None:

@@ -86,4 +86,9 @@ def process_key(name: str) -> str:
 
 def process_keys(name: str) -> tuple[str, ...]:
     """All that a process of an instance writes."""
-    return (process_key(name), f"data/instances/{name}/", events_key(name))
+    return (process_key(name), f"data/instances/{name}/", events_key(name), checkpoints_key(name))
+
+
+def checkpoints_key(name: str) -> str:
+    """Where what images keep of the checkpoints of an instance is."""
+    return f"data/instances/{name}/checkpoints.json"

@@ -31,6 +31,9 @@ class Sending:
         downtime: seconds the guest paused, once it has.
         error: why it failed.
         answer_lost: all will arrive, and the destination's answer to that will not come back.
+        disks: uuids of the disks that are copied.
+        disk_bytes: how much that is.
+        memory: when the sending of its memory began; ``None`` as long as it has not.
     """
 
     target: str
@@ -48,6 +51,28 @@ class Sending:
     downtime: float | None = None
     error: str = ""
     answer_lost: bool = False
+    disks: tuple[str, ...] = ()
+    disk_bytes: int = 0
+    memory: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class MadeImage:
+    """An image that was made for a disk that is copied.
+
+    Attributes:
+        path: where it is.
+        format: its format.
+        part: another name of the same file, as long as the guest has not run here; empty for a file that was there.
+        inode: number of a file that was there.
+        overwritten: something was in that.
+    """
+
+    path: str
+    format: str
+    part: str = ""
+    inode: int = 0
+    overwritten: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -90,10 +115,45 @@ class Attached:
 
 @attrs.frozen(kw_only=True)
 class Backend:
-    """What a process has open for a disk or NIC: the uuid of that, and the image or the network."""
+    """What a process has open for a disk or NIC.
+
+    Attributes:
+        ident: uuid of that.
+        source: the image or the network.
+        format: how a disk is in its image.
+        identity: what tells the image from every other, whatever it is called by now.
+    """
 
     ident: str
     source: str
+    format: str = ""
+    identity: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Tracked:
+    """What was written to a disk since a checkpoint.
+
+    Attributes:
+        name: name of the checkpoint; empty for the one of a backup that is not complete.
+        ident: uuid of the disk.
+        lasting: its image keeps it when the process ends in order.
+        blocks: numbers of the blocks that were written.
+        usable: all of them are known.
+    """
+
+    name: str
+    ident: str
+    lasting: bool
+    blocks: tuple[int, ...] = ()
+    usable: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class KeptCheckpoints:
+    """What the images of an instance keep of its checkpoints; while a process has them, they are not usable."""
+
+    checkpoints: tuple[Tracked, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +198,8 @@ class Process:
         clients: who is at its consoles, in order.
         stood: seconds for which its virtual CPUs did not run.
         shown: the system UUID and the hardware addresses that its guest sees.
+        checkpoints: what was written since them, checkpoint by checkpoint.
+        takes: uuids of the disks that a process that waits for a guest takes with it.
     """
 
     name: str
@@ -169,6 +231,8 @@ class Process:
     clients: tuple[Client, ...] = ()
     stood: float = 0.0
     shown: tuple[str, ...] = ()
+    checkpoints: tuple[Tracked, ...] = ()
+    takes: tuple[str, ...] = ()
 
     def device(self, ident: str) -> Attached | None:
         """The device of its guest with this identity."""
@@ -202,6 +266,7 @@ class RuntimeRecord:
         incoming: it comes from another host, and has not been told to run yet.
         changes: what is under way with its devices; the definition names one from before it is added until after the
             guest has let go of it.
+        images: what was made for it and is taken away again if it never runs here.
     """
 
     instance: Instance
@@ -210,6 +275,7 @@ class RuntimeRecord:
     boot_id: str
     incoming: bool = False
     changes: tuple[Change, ...] = ()
+    images: tuple[MadeImage, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +18,17 @@ from hvcore import (
     Recovery,
     unfinished,
 )
+from hvcore_fake import backup_files
 from hvcore_fake.account import ENDINGS, account_keys, directory_key, record_key
+from hvcore_fake.copied import remove_images
 from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.finishing import settle_destination, settle_sides, settle_source
 from hvcore_fake.ledger import align, settle_devices
 from hvcore_fake.life import at_once, finish, kept_definition, launch, put_in_order
 from hvcore_fake.link import PROCESSES
-from hvcore_fake.record import RuntimeRecord
+from hvcore_fake.record import MadeImage, RuntimeRecord
 from hvcore_fake.saved_file import discard, mark, read_saved
+from hvcore_fake.tracking import NEXT
 from hvcore_fake.transaction import JOURNALS, Call, journal_key
 from hvcore_fake.world import World
 
@@ -101,6 +106,13 @@ def _settle_start(world: World, name: str, begin: Mapping[str, Any], steps: Step
     return UNDONE, "what had been started was taken away"
 
 
+def _settle_accept(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    outcome = _settle_start(world, name, begin, steps)
+    if outcome[0] == UNDONE:
+        remove_images(MadeImage(**each) for each in begin.get("made") or ())
+    return outcome
+
+
 def _settle_stop(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
     del begin, steps
     alive = world.process(name) is not None
@@ -162,6 +174,23 @@ def _settle_save(world: World, name: str, begin: Mapping[str, Any], steps: Steps
         return UNDONE, "it runs on"
     finish(world, name, cause=Cause.HOST_SAVE, detail=f"it was saved to {path}", saved_as=ident)
     return COMPLETED, f"it is in {path}"
+
+
+def _settle_backup(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
+    files, checkpoint = dict(begin.get("files") or {}), begin.get("checkpoint")
+    published = any(step["step"] == "publish" for step in steps)
+    whole = published and backup_files.are_published(files)
+    if whole and checkpoint is not None:
+        world.begin_checkpoint(name, str(checkpoint))
+        whole = world.process(name) is not None
+    if whole:
+        for part in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+        return COMPLETED, "all of it is there"
+    backup_files.discard(files, published=published)
+    world.forget_checkpoint(name, NEXT)
+    return UNDONE, "nothing of it is left"
 
 
 def _settle_restore(world: World, name: str, begin: Mapping[str, Any], steps: Steps) -> tuple[str, str]:
@@ -251,13 +280,15 @@ _SETTLERS: dict[str, Callable[[World, str, Mapping[str, Any], Steps], tuple[str,
     "balloon_instance_memory": _settle_told,
     "disconnect_console": _settle_control,
     "set_console_password": _settle_told,
-    "accept_instance": _settle_start,
+    "accept_instance": _settle_accept,
     "migrate_instance": _settle_control,
     "continue_migration": _settle_control,
     "cancel_migration": _settle_control,
     "finalize_migration_source": _settle_finish_source,
     "finalize_migration_dst": _settle_finish_destination,
     "save_instance": _settle_save,
+    "backup_instance": _settle_backup,
+    "delete_checkpoint": _settle_control,
     "create_snapshot": _settle_control,
     "revert_snapshot": _settle_start,
     "delete_snapshot": _settle_control,

@@ -18,8 +18,10 @@ SETUP_TIME = 0.05
 _THROTTLED = 0.5
 
 
-def begin(process: Process, target: str, policy: MigrationPolicy, now: float) -> Sending:
-    """A migration that begins."""
+def begin(
+    process: Process, target: str, policy: MigrationPolicy, now: float, disks: tuple[str, ...] = (), disk_bytes: int = 0
+) -> Sending:
+    """A migration that begins; with disks that are copied, it begins with them."""
     return Sending(
         target=target,
         began=now,
@@ -32,7 +34,21 @@ def begin(process: Process, target: str, policy: MigrationPolicy, now: float) ->
         on_no_convergence=policy.on_no_convergence,
         was=process.state,
         was_because=process.cause,
+        disks=disks,
+        disk_bytes=disk_bytes,
+        phase=MigrationPhase.DISKS if disks else MigrationPhase.SETUP,
+        memory=None if disks else now,
     )
+
+
+def disks_are_there(sending: Sending, now: float) -> bool:
+    """All disks that are copied are the same on both sides, and will stay so."""
+    return sending.phase is MigrationPhase.DISKS and now >= sending.began + sending.disk_bytes / sending.bandwidth
+
+
+def with_memory(sending: Sending, now: float) -> Sending:
+    """The same, when it is the turn of its memory."""
+    return attrs.evolve(sending, phase=MigrationPhase.SETUP, since=now, memory=now)
 
 
 def at(sending: Sending, phase: MigrationPhase, now: float, error: str = "") -> Sending:
@@ -54,13 +70,13 @@ def remaining(process: Process, sending: Sending, now: float) -> float:
 def next_phase(process: Process, sending: Sending) -> float:
     """When it enters its next phase by itself; infinite when it does not."""
     if sending.phase is MigrationPhase.SETUP:
-        return sending.began + SETUP_TIME
+        return _began(sending) + SETUP_TIME
     if sending.phase is MigrationPhase.ACTIVE:
         gain = sending.bandwidth - sending.dirty_rate
         excess = process.memory - sending.bandwidth * sending.limit
         if excess <= 0:
             return sending.since
-        return sending.began + SETUP_TIME + excess / gain if gain > 0 else math.inf
+        return _began(sending) + SETUP_TIME + excess / gain if gain > 0 else math.inf
     if sending.phase is MigrationPhase.DEVICE:
         return sending.since + remaining(process, sending, sending.since) / sending.bandwidth
     return math.inf
@@ -68,7 +84,7 @@ def next_phase(process: Process, sending: Sending) -> float:
 
 def steered(sending: Sending, now: float) -> Sending:
     """What the policy wants of one that does not converge; one that does stays as it is."""
-    if sending.phase is not MigrationPhase.ACTIVE or now - sending.began < sending.patience:
+    if sending.phase is not MigrationPhase.ACTIVE or now - _began(sending) < sending.patience:
         return sending
     if sending.on_no_convergence == "raise-downtime":
         return attrs.evolve(sending, limit=sending.limit_maximum)
@@ -79,7 +95,7 @@ def steered(sending: Sending, now: float) -> Sending:
 
 def gives_up(sending: Sending, now: float) -> bool:
     """It does not converge, and the policy is to cancel it then."""
-    late = sending.phase is MigrationPhase.ACTIVE and now - sending.began >= sending.patience
+    late = sending.phase is MigrationPhase.ACTIVE and now - _began(sending) >= sending.patience
     return late and sending.on_no_convergence == "cancel"
 
 
@@ -88,6 +104,8 @@ def status(process: Process, now: float) -> MigrationStatus:
     sending = process.sending
     if sending is None:
         return MigrationStatus(phase=MigrationPhase.NONE)
+    if sending.phase is MigrationPhase.DISKS:
+        return _status_of_disks(sending, now)
     left = remaining(process, sending, now)
     end = sending.since if sending.phase.is_final else now
     moving = sending.phase in (MigrationPhase.ACTIVE, MigrationPhase.DEVICE)
@@ -105,7 +123,25 @@ def status(process: Process, now: float) -> MigrationStatus:
     )
 
 
+def _status_of_disks(sending: Sending, now: float) -> MigrationStatus:
+    done = min(sending.disk_bytes, int((now - sending.began) * sending.bandwidth))
+    left = sending.disk_bytes - done
+    rate = sending.bandwidth if left else 0.0
+    return MigrationStatus(
+        phase=sending.phase,
+        transferred=done,
+        remaining=left,
+        total=sending.disk_bytes,
+        rate=rate,
+        total_time=now - sending.began,
+    )
+
+
+def _began(sending: Sending) -> float:
+    return sending.began if sending.memory is None else sending.memory
+
+
 def _left_over(process: Process, sending: Sending, now: float) -> float:
-    passed = now - sending.began - SETUP_TIME
+    passed = now - _began(sending) - SETUP_TIME
     least = min(float(process.memory), sending.bandwidth * sending.limit)
     return min(float(process.memory), max(least, process.memory - (sending.bandwidth - sending.dirty_rate) * passed))

@@ -90,7 +90,7 @@ class World(Plugging):
 
     # What the driver sees and does
 
-    def spawn(self, instance: Instance, *, incoming: bool = False) -> Process:
+    def spawn(self, instance: Instance, *, incoming: bool = False, takes: tuple[str, ...] = ()) -> Process:
         """Begin a process whose guest has not yet run its first instruction, or comes from another host.
 
         Raises:
@@ -121,7 +121,9 @@ class World(Plugging):
             shown=tuple(shown for shown in (instance.uuid, *(nic.mac for nic in instance.nics)) if shown is not None),
             state=InstanceState.INCOMING if incoming else InstanceState.PRELAUNCH,
             cause=Cause.MIGRATION if incoming else Cause.STARTED_PAUSED,
+            takes=takes,
         )
+        process = self._opened(process, incoming=incoming)
         self.clock.set(self.clock())
         self._write(process)
         return process
@@ -133,7 +135,9 @@ class World(Plugging):
             # What it has run so far, it has run in another process.
             stood = 0.0 if guest.frozen is None else guest.frozen - waiting.started
             arrived = attrs.evolve(guest, pid=waiting.pid, started=waiting.started, since=self.clock(), stood=stood)
-            self._write(attrs.evolve(arrived, events_before=waiting.events_before, stopping=False, clients=()))
+            tracked = waiting.checkpoints
+            arrived = attrs.evolve(arrived, events_before=waiting.events_before, stopping=False, clients=())
+            self._write(attrs.evolve(arrived, checkpoints=tracked))
 
     def resume(self, name: str) -> None:
         """Let the guest run. Without a process, nothing happens: so it is after a lie."""
@@ -194,7 +198,7 @@ class World(Plugging):
         process = self.process(name)
         if process is not None:
             self.events.append(name, "SHUTDOWN", guest=False, reason="host-qmp-quit")
-            self._remove(process)
+            self._closed(process)
 
     def wait_for_end(self, name: str, seconds: float) -> bool:
         """Let time pass until a process has ended, at most so long; says whether it has."""
@@ -262,14 +266,14 @@ class World(Plugging):
 
     def _power_off(self, process: Process, *, asked: bool) -> None:
         self.events.append(process.name, "SHUTDOWN", guest=True, reason="guest-shutdown", asked=asked)
-        self._remove(process)
+        self._closed(process)
 
     def _panic(self, process: Process) -> None:
         ends = process.behaviour.on_panic == "shutdown"
         self.events.append(process.name, "GUEST_PANICKED", action="poweroff" if ends else "pause")
         if ends:
             self.events.append(process.name, "SHUTDOWN", guest=True, reason="guest-panic")
-            self._remove(process)
+            self._closed(process)
         else:
             self._write(guest.freeze(process, self.clock(), InstanceState.PANICKED, Cause.GUEST_PANIC))
 

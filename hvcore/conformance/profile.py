@@ -69,6 +69,19 @@ class LiveParameter:
 
 
 @attrs.frozen(kw_only=True)
+class FailingTarget:
+    """Where a backup can go until it no longer can.
+
+    Attributes:
+        target: what `backup_instance` is given for it.
+        faults: what makes the target fail from then on, by what it is then, such as ``full`` and ``gone``.
+    """
+
+    target: str
+    faults: Mapping[str, Callable[[], None]]
+
+
+@attrs.frozen(kw_only=True)
 class ConformanceProfile:
     """How to test one driver.
 
@@ -109,6 +122,10 @@ class ConformanceProfile:
             driver go; yields what says whether that one lives, and puts it away.
         host_restarts: makes of the directories and processes what a restart of the host makes of them, for an
             instance that runs.
+        guest_writes: the guest of a running instance has written bytes of one value to a disk; takes driver, name, uuid
+            of the disk, offset, how many bytes, and the value.
+        failing_target: makes, in a directory, a target for a backup of one disk of so many bytes that can be made to
+            fail, and puts it away.
         migration: policy for a migration to the second host of the checks, the same driver on other directories
             of this host, reached at 127.0.0.1.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
@@ -145,6 +162,8 @@ class ConformanceProfile:
     identity: Callable[[Driver, str], frozenset[str]] | None = None
     impostor: Callable[[Driver, str], AbstractContextManager[Callable[[], bool]]] | None = None
     host_restarts: Provoke | None = None
+    guest_writes: Callable[[Driver, str, str, int, int, int], None] | None = None
+    failing_target: Callable[[Driver, str, int], AbstractContextManager[FailingTarget]] | None = None
     migration: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
     families: Mapping[str, FamilySuite] = attrs.field(factory=dict)

@@ -63,6 +63,15 @@ def polling_interval(directory: str) -> object:
         return _ask(client, "qom-get", where)
 
 
+def write_disk(directory: str, uuid: str, offset: int, count: int, value: int) -> None:
+    """Write bytes of one value through the device of a disk, as its guest would."""
+    with _monitor(directory) as client:
+        places = [str(row.get("qdev", "")) for row in _ask(client, "query-block")]
+        device = next(place for place in places if f"disk-{uuid[:8]}" in place)
+        line = f'qemu-io -d {device} "write -P {value} {offset} {count}"'
+        _ask(client, "human-monitor-command", {"command-line": line})
+
+
 @contextlib.contextmanager
 def _monitor(directory: str) -> Any:
     folder = os.open(directory, os.O_PATH)

@@ -23,6 +23,7 @@ import attrs
 from hvcore import ConformanceProfile, Deadline, Driver, Instance, LiveParameter, PasswordConsole, Size
 from hvcore_kvm.conformance import devices
 from hvcore_kvm.conformance.console_client import SerialClient
+from hvcore_kvm.conformance.nbd_server import failing_server
 from hvcore_kvm.directory import EVENTS
 from hvcore_kvm.runtime import PROCESS
 
@@ -85,6 +86,10 @@ def _of_driver(accel: str) -> ConformanceProfile:
         identity=lambda driver, name: devices.shown_identity(_directory(driver, name)),
         impostor=_impostor,
         host_restarts=_host_restarts,
+        guest_writes=lambda driver, name, uuid, offset, count, value: devices.write_disk(
+            _directory(driver, name), uuid, offset, count, value
+        ),
+        failing_target=lambda _driver, _directory, size: failing_server(size),
         migration={"tls": False},
         absent={"restarts": "a driver that failed this would restart the host"},
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from typing import ClassVar
+
 import attrs
 from breaking import breaks
 
@@ -25,8 +29,11 @@ from hvcore import (
     read_definition,
 )
 from hvcore_fake import FakeDriver, guest
+from hvcore_fake.account import record_key
+from hvcore_fake.images import opened_path, read_disk, replace_disk
 from hvcore_fake.life import write_record
 from hvcore_fake.processes import process_key
+from hvcore_fake.record import RuntimeRecord
 from hvcore_fake.sending import at
 
 
@@ -204,6 +211,84 @@ class NeverWaits(FakeDriver):
     @hookimpl
     def hv_continue_migration(self, name: str, switch_over: bool, wait: float, deadline: Deadline) -> MigrationStatus:
         return super().hv_continue_migration(name, True, wait, deadline)
+
+
+@breaks("MI-14")
+class CopiesOverWhatIsThere(FakeDriver):
+    @hookimpl
+    def hv_accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationTarget:
+        over = attrs.evolve(policy, overwrite_disks=True)
+        return super().hv_accept_instance(info, address, over, deadline)
+
+
+@breaks("MI-14")
+class TakesTheImageOfTheSourceForAnother(FakeDriver):
+    @hookimpl
+    def hv_accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationTarget:
+        images = [{**image, "identity": ""} for image in info.record["images"]]
+        other = attrs.evolve(info, record={**info.record, "images": images})
+        return super().hv_accept_instance(other, address, policy, deadline)
+
+
+@breaks("MI-15")
+class CopiesADiskOnceAndForAll(FakeDriver):
+    _held: ClassVar[dict[str, tuple[int, dict[int, bytes]]]] = {}
+
+    @hookimpl
+    def hv_migrate_instance(
+        self, name: str, target: MigrationTarget, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationStatus:
+        process = self._world.process(name)
+        for backend in () if process is None else process.backends:
+            self._held[backend.ident] = read_disk(opened_path(backend.source, backend.identity), backend.format)
+        return super().hv_migrate_instance(name, target, policy, deadline)
+
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        process = self._world.process(info.instance)
+        for backend in () if process is None else process.backends:
+            replace_disk(backend.source, backend.format, *self._held[backend.ident])
+        return done
+
+
+@breaks("MI-15")
+class ArrivesWithEmptyDisks(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        process = self._world.process(info.instance)
+        for device in () if process is None else process.attached:
+            self._world.guest_writes(info.instance, device.ident, 0, bytes(device.size))
+        return done
+
+
+@breaks("MI-16")
+class KeepsTheImagesOfWhatFailed(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        record = self._world.store.read(record_key(info.instance), RuntimeRecord)
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        for image in () if record is None or success else record.images:
+            with open(image.path, "wb") as file:
+                file.write(b"left")
+        return done
+
+
+@breaks("MI-16")
+class EmptyImagesThatWereThereGoToo(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        record = self._world.store.read(record_key(info.instance), RuntimeRecord)
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        for image in () if record is None or success else record.images:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(image.path)
+        return done
 
 
 @breaks("PU-07")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import catalogue  # noqa: F401 - enters its mutants
+import catalogue_backups  # noqa: F401
 import catalogue_devices  # noqa: F401
 import catalogue_facade  # noqa: F401
 import catalogue_looking  # noqa: F401

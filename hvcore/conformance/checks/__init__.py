@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvcore.conformance.check import Check, checks_of
 from hvcore.conformance.checks import (
+    backups,
     console,
     devices,
     errors,
@@ -34,6 +35,7 @@ TOPICS = (
     restarting,
     saving,
     snapshots,
+    backups,
     recovery,
     queries,
     state,

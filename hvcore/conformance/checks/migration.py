@@ -29,6 +29,7 @@ _WAITS = (Capability.MIGRATION, Capability.MIGRATION_STEPS)
 _ENDED = (MigrationPhase.COMPLETED, MigrationPhase.FAILED, MigrationPhase.CANCELLED)
 _LOOK = 0.01
 _CONTENT = 2**20
+_BLOCK = 2**14
 
 
 class _Move:
@@ -333,6 +334,30 @@ def a_copied_disk_is_whole(subject: Subject) -> None:
         expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination")
         move.there.stop_instance(move.name, force=True)
         expect(_read(path) == content, "its disk differs from that of the source")
+
+
+@check("MI-15", capabilities=_COPIES, needs=["migration", "guest_writes"])
+def what_is_written_meanwhile_is_copied(subject: Subject) -> None:
+    """What the guest writes once the copying has begun is on the destination."""
+    uuid = "6f5e8f0e-33c6-4d4e-a3a3-7a1f2f6d0001"
+    disk, path = _disk_with(subject, content := os.urandom(_CONTENT))
+    move = _Move(subject, disk=attrs.evolve(disk, uuid=uuid))
+    expected = bytearray(content)
+
+    def write(offset: int, value: int) -> None:
+        if subject.profile.guest_writes is not None:
+            subject.profile.guest_writes(move.here, move.name, uuid, offset, _BLOCK, value)
+        expected[offset : offset + _BLOCK] = bytes([value]) * _BLOCK
+
+    with _put_aside(path):
+        move.begin()
+        # Nobody goes on with it meanwhile.
+        for offset in (0, _CONTENT // 2, _CONTENT - _BLOCK):
+            write(offset, 1 + offset // _BLOCK)
+        move.until(MigrationPhase.COMPLETED)
+        move.finish(success=True)
+        move.there.stop_instance(move.name, force=True)
+        expect(_read(path) == bytes(expected), "its disk does not hold what the guest has written meanwhile")
 
 
 @check("MI-16", capabilities=_COPIES, needs=["migration"])

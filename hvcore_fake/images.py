@@ -1,0 +1,154 @@
+"""What the disks of modelled instances hold, in real files: read as a whole, written here and there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+
+from hvcore import make_qcow2, read_qcow2
+
+BLOCK = 1 << 16
+"""Bytes of a block: what is kept track of, and copied, as one."""
+
+_ENTRY = 8
+_SPAN = BLOCK // _ENTRY
+_COPIED = 1 << 63
+_L1_AT = 40
+_COUNTS_AT = 2 * BLOCK
+_MOST = BLOCK // 2
+"""Clusters that one block of reference counts counts: a modelled disk holds no more than 2 GiB."""
+
+
+def read_disk(path: str, image_format: str) -> tuple[int, dict[int, bytes]]:
+    """Bytes of a disk, and its blocks by number, without those that hold zeros only.
+
+    Raises:
+        ValueError: it is no image of its format.
+        OSError: it cannot be read.
+    """
+    if image_format == "qcow2":
+        return read_qcow2(path)
+    found: dict[int, bytes] = {}
+    with open(path, "rb", buffering=0) as file:
+        size, at = os.lseek(file.fileno(), 0, os.SEEK_END), 0
+        while (at := _next_data(file.fileno(), at)) < size:
+            number = at // BLOCK
+            block = os.pread(file.fileno(), BLOCK, number * BLOCK)
+            if any(block):
+                found[number] = block
+            at = (number + 1) * BLOCK
+    return size, found
+
+
+def write_disk(path: str, image_format: str, offset: int, data: bytes) -> None:
+    """Write something to a disk that is there.
+
+    Raises:
+        ValueError: it is no image of its format, or has no such place.
+        OSError: it cannot be written.
+    """
+    size, blocks = read_disk(path, image_format)
+    if not 0 <= offset <= offset + len(data) <= size:
+        raise ValueError(f"{path} has {size} bytes")
+    with open(path, "r+b", buffering=0) as file:
+        if image_format != "qcow2":
+            os.pwrite(file.fileno(), data, offset)
+            return
+        for number in touched(offset, len(data)):
+            start = number * BLOCK
+            block = bytearray(blocks.get(number, b"").ljust(BLOCK, b"\0"))
+            first, last = max(offset, start), min(offset + len(data), start + BLOCK)
+            block[first - start : last - start] = data[first - offset : last - offset]
+            blocks[number] = bytes(block)
+        file.truncate(0)
+        write_image(file.fileno(), size, blocks)
+
+
+def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, bytes]) -> None:
+    """Let an image that is there hold some blocks, and nothing else.
+
+    Raises:
+        ValueError: it is too large.
+        OSError: it cannot be written.
+    """
+    with open(path, "r+b", buffering=0) as file:
+        file.truncate(0)
+        if image_format == "qcow2":
+            write_image(file.fileno(), size, blocks)
+            return
+        file.truncate(size)
+        for number, block in blocks.items():
+            os.pwrite(file.fileno(), block, number * BLOCK)
+
+
+def write_image(fd: int, size: int, blocks: dict[int, bytes], base: str | None = None) -> None:
+    """Write a qcow2 image that holds some blocks.
+
+    Args:
+        fd: an empty file, open for writing.
+        size: bytes of the disk.
+        blocks: what it holds, by number.
+        base: name of the image it is on, which has the rest.
+
+    Raises:
+        ValueError: it is too large.
+        OSError: it cannot be written.
+    """
+    make_qcow2(fd, size, base)
+    first = os.fstat(fd).st_size // BLOCK
+    tables = sorted({number // _SPAN for number in blocks})
+    total = first + len(tables) + len(blocks)
+    if total > _MOST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    l1_at = struct.unpack(">Q", os.pread(fd, 8, _L1_AT))[0]
+    place = {number: first + len(tables) + index for index, number in enumerate(sorted(blocks))}
+    for index, table in enumerate(tables):
+        at = (first + index) * BLOCK
+        entries = [_entry(place.get(table * _SPAN + within)) for within in range(_SPAN)]
+        os.pwrite(fd, struct.pack(f">{_SPAN}Q", *entries), at)
+        os.pwrite(fd, struct.pack(">Q", at | _COPIED), l1_at + table * _ENTRY)
+    for number, cluster in place.items():
+        os.pwrite(fd, blocks[number].ljust(BLOCK, b"\0"), cluster * BLOCK)
+    os.pwrite(fd, struct.pack(">H", 1) * total, _COUNTS_AT)
+
+
+def image_identity(path: str) -> str:
+    """What tells an image from every other, also when it gets another name; empty when it cannot be looked at."""
+    try:
+        return f"file {os.stat(path).st_ino}"
+    except OSError:
+        return ""
+
+
+def opened_path(path: str, identity: str) -> str:
+    """Where an image is that was opened by a path: there, or under another name in the same directory.
+
+    What stands for an open file in the model: the file, whatever it is called by now.
+    """
+    if not identity or image_identity(path) == identity:
+        return path
+    with contextlib.suppress(OSError), os.scandir(os.path.dirname(path)) as entries:
+        for entry in entries:
+            if f"file {entry.inode()}" == identity:
+                return entry.path
+    return path
+
+
+def touched(offset: int, length: int) -> range:
+    """The numbers of the blocks that a write touches."""
+    return range(offset // BLOCK, -(-(offset + length) // BLOCK))
+
+
+def _entry(cluster: int | None) -> int:
+    return 0 if cluster is None else cluster * BLOCK | _COPIED
+
+
+def _next_data(fd: int, at: int) -> int:
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.lseek(fd, 0, os.SEEK_END)

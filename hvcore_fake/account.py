@@ -139,6 +139,8 @@ def _living(world: World, process: Process) -> tuple[InstanceState, StateReason]
     words = _WORDS.get(cause, "")
     if not process.answering:
         state, cause, words = InstanceState.UNKNOWN, Cause.NOT_ANSWERING, "its process does not answer"
+    elif world.rest_of(process) == "cut-off":
+        state, cause, words = InstanceState.UNKNOWN, Cause.MIGRATION, "some of its memory is on its source, and cut off"
     elif process.stopping and state is InstanceState.RUNNING:
         state, cause, words = InstanceState.SHUTTING_DOWN, Cause.STOP_REQUESTED, "the guest was asked to power off"
     return state, StateReason(cause=cause, detail=words, since=since, boot_id=world.boot)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from hvcore import Disk, Finding, FindingSet, Instance, InvalidParameters
-from hvcore_fake.record import Process, Tracked
+from hvcore_fake.checkpoint import Tracked
+from hvcore_fake.record import Process
 
 _FULL = "take a full backup, with a new checkpoint"
 

@@ -10,7 +10,17 @@ from typing import Any
 
 import attrs
 
-from hvcore import ConformanceProfile, Disk, Driver, FailingTarget, Instance, LiveParameter, PasswordConsole, Size
+from hvcore import (
+    ConformanceProfile,
+    Disk,
+    Driver,
+    EarlyMigration,
+    FailingTarget,
+    Instance,
+    LiveParameter,
+    PasswordConsole,
+    Size,
+)
 from hvcore_fake.account import record_key
 from hvcore_fake.console_client import ModelledClient
 from hvcore_fake.plugging import NEWEST_QCOW2
@@ -49,6 +59,11 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
         guest_writes=_guest_writes,
         failing_target=_failing_target,
         migration={"tls": False},
+        postcopy=EarlyMigration(
+            definition=lambda name, directory: _definition(name, directory),
+            policy={"tls": False, "downtime_limit": "1ms", "postcopy": {"after_passes": 1}},
+            make_busy=_make_busy,
+        ),
         absent={"argv": "a modelled process has no argument list"},
     )
 
@@ -89,6 +104,14 @@ def _identity(driver: Driver, name: str) -> frozenset[str]:
 def _host_restarts(driver: Driver, name: str) -> None:
     del name
     World.of(driver).host_restarts()
+
+
+def _make_busy(driver: Driver, name: str) -> None:
+    world = World.of(driver)
+    with world.store.locked():
+        process = world.process(name)
+        if process is not None:
+            world.behave(name, attrs.evolve(process.behaviour, dirty_rate=Size(4 << 30)))
 
 
 def _guest_writes(driver: Driver, name: str, uuid: str, offset: int, count: int, value: int) -> None:

@@ -9,6 +9,7 @@ from hvcore_fake.account import Account, account_keys, look, record_key
 from hvcore_fake.copied import keep_images
 from hvcore_fake.life import Effects, at_once, finish, remove_account
 from hvcore_fake.link import connection_key
+from hvcore_fake.moving import OVER
 from hvcore_fake.record import RuntimeRecord
 from hvcore_fake.world import World, process_key, process_keys
 
@@ -36,9 +37,16 @@ def settle_sides(world: World, name: str) -> tuple[str, str, str] | None:
         return "accept_instance", "undone", "no source had connected"
     if process.state is InstanceState.PAUSED and process.cause is Cause.MIGRATION:
         return "accept_instance", "failed", "all of it has arrived; migrate it once more from its source to finish"
+    if record is not None and record.incoming and process.state is not InstanceState.INCOMING:
+        if world.rest_of(process):
+            return "accept_instance", "failed", "some of its memory is still on its source; migrate it once more"
+        not_incoming(world, name)
+        return "accept_instance", "completed", "all of it has arrived"
     sending = process.sending
     if sending is None:
         return None
+    if sending.phase in OVER:
+        return "migrate_instance", "failed", "it has gone over, and some of its memory has not; migrate it once more"
     if sending.phase is MigrationPhase.COMPLETED:
         return "migrate_instance", "failed", "all of it has gone over; migrate it once more to finish"
     world.cancel(name)
@@ -77,7 +85,7 @@ def source_todo(account: Account | None, name: str, success: bool) -> str:
         if phase is not MigrationPhase.COMPLETED:
             raise _contradiction(name, f"it has not gone over: its migration is {phase}")
         return "gone"
-    if phase in (MigrationPhase.COMPLETED, MigrationPhase.DEVICE):
+    if phase in (MigrationPhase.COMPLETED, MigrationPhase.DEVICE, *OVER):
         raise _contradiction(name, f"it may run elsewhere: its migration is {phase}")
     return "" if sending is None else "stay"
 
@@ -98,8 +106,15 @@ def _released(world: World, name: str) -> None:
         settle_source(world, name, success=True)
 
 
-def destination_todo(account: Account | None, name: str, success: bool) -> str:
-    """What is left to do on the destination: ``run``, ``remove``, or nothing."""
+def destination_todo(account: Account | None, name: str, success: bool, rest: str) -> str:
+    """What is left to do on the destination: ``run``, ``finish`` what runs already, ``remove``, or nothing.
+
+    Args:
+        account: what is known of it.
+        name: its name.
+        success: what the caller believes.
+        rest: what of its memory is not here, as `World.rest_of` says.
+    """
     process = None if account is None else account.process
     incoming = account is not None and account.record is not None and account.record.incoming
     arrived = process is not None and process.state is InstanceState.PAUSED and process.cause is Cause.MIGRATION
@@ -108,8 +123,10 @@ def destination_todo(account: Account | None, name: str, success: bool) -> str:
             raise _contradiction(name, "it is not here")
         if process.state is InstanceState.INCOMING:
             raise _contradiction(name, "it has not arrived completely")
-        return "run" if arrived else ""
-    if process is not None and not arrived and process.state is not InstanceState.INCOMING:
+        if arrived:
+            return "run"
+        return "finish" if incoming and not rest else ""
+    if process is not None and (rest or (not arrived and process.state is not InstanceState.INCOMING)):
         raise _contradiction(name, f"it has arrived, and is {process.state}")
     return "remove" if process is not None or incoming else ""
 
@@ -135,7 +152,7 @@ def settle_destination(world: World, name: str) -> bool:
     if process is None:
         remove_account(world, name, (connection_key(name), process_key(name), *account_keys(name)))
         return True
-    if process.state is InstanceState.INCOMING or process.cause is Cause.MIGRATION:
+    if process.state is InstanceState.INCOMING or process.cause is Cause.MIGRATION or world.rest_of(process):
         return False
     not_incoming(world, name)
     return True

@@ -6,7 +6,7 @@ import os
 
 import attrs
 
-from hvcore import Cause, Directories, InstanceState, RecordError
+from hvcore import Cause, Directories, InstanceState, MigrationPhase, RecordError
 from hvcore_fake.images import opened_path, read_disk, replace_disk
 from hvcore_fake.record import Connection, Process, Sending
 from hvcore_fake.store import Store
@@ -55,9 +55,33 @@ def copy_disks(process: Process, sending: Sending) -> bool:
     return True
 
 
-def deliver(target: str, source: str, guest: Process) -> bool:
-    """Send the last of a guest; says whether it arrived."""
-    return _write(target, source, guest.pid, guest)
+def deliver(target: str, source: str, guest: Process, *, whole: bool = True) -> bool:
+    """Send the last of a guest, or a guest the rest of whose memory follows; says whether it arrived."""
+    return _write(target, source, guest.pid, guest, whole=whole)
+
+
+def complete(target: str, guest: Process) -> bool:
+    """Send the rest of the memory of a guest that has gone over; says whether it arrived."""
+    there, store = _process(target), _store(target)
+    if there is None:
+        return False
+    found = store.read(connection_key(there.name), Connection)
+    if found is None or found.pid != there.pid or found.source_pid != guest.pid:
+        return False
+    store.write(connection_key(there.name), attrs.evolve(found, whole=True))
+    return True
+
+
+def rest_of(store: Store, process: Process, own: str) -> str:
+    """What a guest that has arrived lacks: ``""``, ``coming``, or ``cut-off`` from its source."""
+    found = store.read(connection_key(process.name), Connection)
+    if found is None or found.pid != process.pid or found.guest is None or found.whole:
+        return ""
+    if _is_sending(found, own):
+        return "coming"
+    # It may have sent the last since.
+    found = store.read(connection_key(process.name), Connection) or found
+    return "" if found.whole else "cut-off"
 
 
 def received(store: Store, process: Process, own: str) -> Process | None:
@@ -104,14 +128,15 @@ def _is_sending(connection: Connection, own: str) -> bool:
     sender = _process(connection.source)
     if sender is None or sender.pid != connection.source_pid or sender.sending is None:
         return False
-    return sender.sending.target == own and not sender.sending.phase.is_final
+    paused = sender.sending.phase is MigrationPhase.POSTCOPY_PAUSED
+    return sender.sending.target == own and not sender.sending.phase.is_final and not paused
 
 
-def _write(target: str, source: str, source_pid: int, guest: Process | None) -> bool:
+def _write(target: str, source: str, source_pid: int, guest: Process | None, *, whole: bool = True) -> bool:
     listener = listens(target)
     if listener is None:
         return False
-    connection = Connection(pid=listener.pid, source=source, source_pid=source_pid, guest=guest)
+    connection = Connection(pid=listener.pid, source=source, source_pid=source_pid, guest=guest, whole=whole)
     _store(target).write(connection_key(listener.name), connection)
     return True
 

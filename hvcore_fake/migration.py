@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import attrs
 
@@ -28,13 +27,9 @@ from hvcore import (
     Transition,
     WrongState,
     as_plain,
-    param,
-    read_definition,
-    structure,
 )
 from hvcore_fake.account import Account, account_keys, directory_key, look, record_key
 from hvcore_fake.copied import (
-    SentImage,
     check_choice,
     check_copies,
     disks_to_copy,
@@ -46,36 +41,20 @@ from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.finishing import carry_out_source, destination_todo, not_incoming, source_todo
 from hvcore_fake.life import remove_account, write_record
 from hvcore_fake.link import connection_key, takes
-from hvcore_fake.parameters import check_syntax
 from hvcore_fake.record import Process
 from hvcore_fake.recovery import settle
-from hvcore_fake.sending import begin, disks_are_there, gives_up, status, steered
+from hvcore_fake.sending import begin, disks_are_there, gives_up, goes_over_early, status, steered
 from hvcore_fake.transaction import Call, transaction
+from hvcore_fake.travel import RUN_STATES, describe, read_info
 from hvcore_fake.world import World, process_key, process_keys
 
-SCHEMA = 1
-"""Version of the format of what a source tells its destination."""
-
-RUN_STATES = ("running", "paused", "prelaunch", "io-error", "panicked")
+_DETAILS = {
+    "": "it has arrived",
+    "coming": "it runs here; the rest of its memory is still being fetched",
+    "cut-off": "it is here; the rest of its memory is cut off",
+}
 
 _TRUTH = "look at both sides: the guest may run on one of them only"
-
-
-@attrs.frozen(kw_only=True)
-class Travel:
-    """What a source tells its destination.
-
-    Attributes:
-        instance: the definition it runs with, as plain data.
-        state: what its guest did when it was asked.
-        cause: why.
-        images: the images of its disks.
-    """
-
-    instance: Mapping[str, Any] = param(summary="The definition it runs with.")
-    state: str = param(choices=RUN_STATES, summary="What its guest did.")
-    cause: Cause = param(summary="Why.")
-    images: tuple[SentImage, ...] = param(default=(), summary="The images of its disks.")
 
 
 def compatible(source: str, destination: str) -> MigrationCompatibility:
@@ -92,17 +71,7 @@ def information(call: Call, name: str) -> MigrationInfo:
     definition = None if account is None else account.definition
     if definition is None:
         raise RecordError("what it runs with is not known", instance=name, code="record-missing")
-    sending = process.sending
-    state, cause = process.state, process.cause
-    if sending is not None and state in (InstanceState.MIGRATING, InstanceState.POSTMIGRATE):
-        state, cause = sending.was, sending.was_because
-    record = {
-        "instance": attrs.asdict(definition),
-        "state": state.value,
-        "cause": cause.value,
-        "images": [attrs.asdict(image) for image in _images(process)],
-    }
-    return MigrationInfo(schema=SCHEMA, driver="fake", instance=name, record=record)
+    return describe(process, definition)
 
 
 def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bool) -> MigrationTarget:
@@ -111,11 +80,14 @@ def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bo
     if not findings:
         copied = disks_to_copy(policy, instance)
         others = attrs.evolve(instance, disks=tuple(disk for disk in instance.disks if disk not in copied))
-        findings = [*check_disks(others), *check_use(call.world, instance), *_unsupported(policy)]
+        findings = [*check_disks(others), *check_use(call.world, instance)]
         findings += check_copies(policy, instance, travel.images)
     if findings:
         raise InvalidParameters("this host cannot take the instance", FindingSet(findings))
     world, name = call.world, info.instance
+    if _is_cut_off(world, look(world, name), instance):
+        # It listens again for the rest of a guest that runs here.
+        return MigrationTarget(address=world.address(name))
     _refuse_alive(look(world, name))
     with world.store.locked(call.deadline):
         settle(world, name)
@@ -140,13 +112,17 @@ def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bo
 def send(call: Call, name: str, target: MigrationTarget, policy: MigrationPolicy) -> MigrationStatus:
     """Begin to send; see the hook of the same name."""
     world = call.world
-    findings = [*_unsupported(policy), *_address(target)]
+    findings = [*_address(target)]
     if findings:
         raise InvalidParameters("it cannot be sent like this", FindingSet(findings), instance=name)
     with world.store.locked(call.deadline):
         settle(world, name)
         account = look(world, name)
         process = _living(account, name)
+        if process.sending is not None and process.sending.phase is MigrationPhase.POSTCOPY_PAUSED:
+            with transaction(call, name) as effects:
+                effects.effect("send", lambda: world.send_rest(name), files=(process_key(name),))
+            return _status(world, name)
         if process.sending is not None and not process.sending.phase.is_final:
             raise WrongState("it is being migrated already", instance=name, hint="wait for it, or cancel it")
         if process.state.value not in RUN_STATES or process.cause is Cause.MIGRATION:
@@ -180,10 +156,14 @@ def go_on(call: Call, name: str, switch_over: bool, wait: float) -> MigrationSta
             change = steered(sending, now)
             over = switch_over and sending.phase is MigrationPhase.PRE_SWITCHOVER
             ready = disks_are_there(sending, now)
-            if change != sending or over or ready or gives_up(sending, now):
+            early = goes_over_early(process, sending, now)
+            if change != sending or over or ready or early or gives_up(sending, now):
                 with transaction(call, name) as effects:
                     if ready:
                         effects.effect("steer", lambda: world.begin_memory(name), files=(process_key(name),))
+                    elif early:
+                        # A guest that has gone over does not come back.
+                        effects.effect("steer", lambda: world.go_over_early(name))
                     elif gives_up(sending, now):
                         effects.effect("steer", lambda: world.cancel(name), files=process_keys(name))
                     elif change != sending:
@@ -237,12 +217,18 @@ def finish_destination(call: Call, info: MigrationInfo, success: bool, foreign: 
         settle(world, name)
         before = look(world, name)
         state = None if before is None else before.state
-        todo = destination_todo(before, name, success)
-        if todo == "run":
+        process = None if before is None else before.process
+        rest = "" if process is None else world.rest_of(process)
+        todo = destination_todo(before, name, success, rest)
+        if todo == "finish":
+            with transaction(call, name) as effects:
+                effects.effect("record", lambda: not_incoming(world, name), files=(record_key(name),))
+        elif todo == "run":
             was, because = InstanceState(travel.state), travel.cause
             with transaction(call, name) as effects:
                 effects.effect("resume", lambda: world.let_in(name, was, because), files=process_keys(name))
-                effects.effect("record", lambda: not_incoming(world, name), files=(record_key(name),))
+                if not rest:
+                    effects.effect("record", lambda: not_incoming(world, name), files=(record_key(name),))
         elif todo:
             with transaction(call, name) as effects:
                 effects.effect("kill", lambda: world.kill_incoming(name))
@@ -253,34 +239,8 @@ def finish_destination(call: Call, info: MigrationInfo, success: bool, foreign: 
         before=state,
         after=None if after is None else after.state,
         changed=bool(todo),
-        detail="it has arrived" if success else "nothing of it is left here",
+        detail=_DETAILS[rest] if success else "nothing of it is left here",
     )
-
-
-def read_info(info: MigrationInfo, foreign: bool) -> tuple[Travel, Instance, list[Finding]]:
-    """Check what a source sent, all of it; it is hostile until then."""
-    findings = []
-    if info.driver != "fake":
-        message = f"comes from driver {info.driver[:60]!r}"
-        findings.append(Finding(code="other-driver", path="driver", message=message, hint="use the same driver"))
-    if info.schema != SCHEMA:
-        message = f"has format {info.schema}; this version reads {SCHEMA}"
-        findings.append(Finding(code="other-format", path="schema", message=message, hint="update this host"))
-    travel, problems = structure(Travel, info.record, "record")
-    instance, wrong = read_definition(travel.instance)
-    if not problems:
-        problems = [finding.below("record.instance") for finding in (*wrong, *check_syntax(instance, foreign).errors)]
-        if instance.name != info.instance:
-            message = f"is about {instance.name[:60]!r}, not {info.instance!r}"
-            problems.append(Finding(code="other-instance", path="record.instance.name", message=message))
-    return travel, instance, [*findings, *problems]
-
-
-def _images(process: Process) -> Iterator[SentImage]:
-    for backend in process.backends:
-        device = process.device(backend.ident)
-        if device is not None and device.kind == "disk" and backend.identity:
-            yield SentImage(uuid=backend.ident, size=device.size, identity=backend.identity)
 
 
 def _copied(process: Process, definition: Instance | None, policy: MigrationPolicy) -> tuple[tuple[str, ...], int]:
@@ -309,10 +269,11 @@ def _sweep(world: World, name: str) -> None:
         world.store.remove(connection_key(name), process_key(name))
 
 
-def _unsupported(policy: MigrationPolicy) -> Iterator[Finding]:
-    if policy.going_over_early is not None:
-        hint = "leave postcopy out"
-        yield Finding(code="not-supported", path="policy.postcopy", message="is not modelled", hint=hint)
+def _is_cut_off(world: World, account: Account | None, instance: Instance) -> bool:
+    record, process = (None, None) if account is None else (account.record, account.process)
+    if record is None or process is None or not record.incoming or record.instance.uuid != instance.uuid:
+        return False
+    return world.rest_of(process) == "cut-off"
 
 
 def _address(target: MigrationTarget) -> Iterator[Finding]:

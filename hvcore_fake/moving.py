@@ -9,7 +9,10 @@ from hvcore_fake import guest, link
 from hvcore_fake.processes import Processes, process_key
 from hvcore_fake.record import Process, Sending
 from hvcore_fake.sending import at as in_phase
-from hvcore_fake.sending import with_memory
+from hvcore_fake.sending import cut_off, gone_over_early, with_memory
+
+OVER = (MigrationPhase.POSTCOPY, MigrationPhase.POSTCOPY_PAUSED)
+"""Phases in which the guest lives on both hosts."""
 
 
 class Moving(Processes):
@@ -21,8 +24,11 @@ class Moving(Processes):
         """The network between the two hosts of a migration is cut, seen from its source."""
         with self.store.locked():
             process = self._living(name)
-            if process.sending is not None and not process.sending.phase.is_final:
-                self._write(self._stayed(process, process.sending, "the connection was cut"))
+            sending = process.sending
+            if sending is not None and sending.phase in OVER:
+                self._write(attrs.evolve(process, sending=cut_off(process, sending, self.clock())))
+            elif sending is not None and not sending.phase.is_final:
+                self._write(self._stayed(process, sending, "the connection was cut"))
 
     def lose_answer(self, name: str) -> None:
         """The destination of a migration will get all of the guest, and its answer to that will be lost."""
@@ -44,6 +50,29 @@ class Moving(Processes):
         if process.sending is not None and process.sending.phase is MigrationPhase.DISKS:
             self._write(attrs.evolve(process, sending=with_memory(process.sending, self.clock())))
 
+    def go_over_early(self, name: str) -> None:
+        """Let the guest go over; the rest of its memory follows."""
+        process = self._living(name)
+        sending, now = process.sending, self.clock()
+        if sending is None or sending.phase is not MigrationPhase.ACTIVE:
+            return
+        stopped = guest.hold(process, now)
+        if link.deliver(sending.target, self.address(name), stopped, whole=False):
+            self._write(attrs.evolve(stopped, sending=gone_over_early(process, sending, now)))
+        else:
+            self._write(self._stayed(stopped, sending, "the destination did not answer"))
+
+    def send_rest(self, name: str) -> None:
+        """Go on with what follows a guest that has gone over, after it was cut off."""
+        process = self._living(name)
+        if process.sending is not None and process.sending.phase is MigrationPhase.POSTCOPY_PAUSED:
+            again = in_phase(process.sending, MigrationPhase.POSTCOPY, self.clock())
+            self._write(attrs.evolve(process, sending=again))
+
+    def rest_of(self, process: Process) -> str:
+        """What of the memory of a guest that has arrived here is not here: nothing, what comes, what is cut off."""
+        return link.rest_of(self.store, process, self.address(process.name))
+
     def switch_over(self, name: str) -> None:
         """Let a guest that waits to go over go."""
         process = self._living(name)
@@ -55,7 +84,7 @@ class Moving(Processes):
         """Cancel a migration, if it can still be; its guest runs on."""
         process = self._living(name)
         sending = process.sending
-        if sending is not None and not sending.phase.is_final and sending.phase is not MigrationPhase.DEVICE:
+        if sending is not None and not sending.phase.is_final and sending.phase not in (MigrationPhase.DEVICE, *OVER):
             self._write(self._stayed(process, sending, "", MigrationPhase.CANCELLED))
 
     def kill_incoming(self, name: str) -> None:
@@ -87,6 +116,11 @@ class Moving(Processes):
                 self._write(attrs.evolve(process, sending=in_phase(sending, MigrationPhase.ACTIVE, now)))
             else:
                 self._write(self._stayed(process, sending, "nobody listens at the destination"))
+        elif sending.phase is MigrationPhase.POSTCOPY:
+            if link.complete(sending.target, process):
+                self._write(self._left(process, in_phase(sending, MigrationPhase.COMPLETED, now)))
+            else:
+                self._write(attrs.evolve(process, sending=cut_off(process, sending, now)))
         elif link.listens(sending.target) is None:
             self._write(self._stayed(process, sending, "the destination closed the connection"))
         elif sending.phase is MigrationPhase.ACTIVE:
@@ -100,8 +134,12 @@ class Moving(Processes):
             self._write(self._stayed(process, sending, "the destination did not answer"))
         else:
             over = attrs.evolve(in_phase(sending, MigrationPhase.COMPLETED, now), downtime=now - process.since)
-            left = attrs.evolve(process, state=InstanceState.POSTMIGRATE, cause=Cause.MIGRATION, since=now)
-            self._write(attrs.evolve(left, sending=over))
+            self._write(self._left(process, over))
+
+    def _left(self, process: Process, sending: Sending) -> Process:
+        """All of a guest has gone over."""
+        left = attrs.evolve(process, state=InstanceState.POSTMIGRATE, cause=Cause.MIGRATION, since=self.clock())
+        return attrs.evolve(left, sending=sending)
 
     def _stayed(
         self, process: Process, sending: Sending, error: str, phase: MigrationPhase = MigrationPhase.FAILED

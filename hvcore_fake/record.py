@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from hvcore import Cause, Instance, InstanceState, MigrationPhase, StateReason
+from hvcore_fake.checkpoint import Tracked
 from hvcore_fake.parameters import GuestParameters
 
 SCHEMA = 1
@@ -34,6 +35,9 @@ class Sending:
         disks: uuids of the disks that are copied.
         disk_bytes: how much that is.
         memory: when the sending of its memory began; ``None`` as long as it has not.
+        early: the guest may go over before all of its memory has.
+        after_passes: once its memory has been gone through so many times; ``None`` once it does not converge.
+        rest: bytes that were left when it had gone over, or when what followed was cut off.
     """
 
     target: str
@@ -54,6 +58,9 @@ class Sending:
     disks: tuple[str, ...] = ()
     disk_bytes: int = 0
     memory: float | None = None
+    early: bool = False
+    after_passes: int | None = None
+    rest: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -83,13 +90,15 @@ class Connection:
         pid: the process that listens.
         source: file of the process that sends.
         source_pid: that process.
-        guest: the guest, once all of it has arrived.
+        guest: the guest, once it has arrived.
+        whole: all of its memory has.
     """
 
     pid: int
     source: str
     source_pid: int
     guest: Process | None = None
+    whole: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -128,32 +137,6 @@ class Backend:
     source: str
     format: str = ""
     identity: str = ""
-
-
-@attrs.frozen(kw_only=True)
-class Tracked:
-    """What was written to a disk since a checkpoint.
-
-    Attributes:
-        name: name of the checkpoint; empty for the one of a backup that is not complete.
-        ident: uuid of the disk.
-        lasting: its image keeps it when the process ends in order.
-        blocks: numbers of the blocks that were written.
-        usable: all of them are known.
-    """
-
-    name: str
-    ident: str
-    lasting: bool
-    blocks: tuple[int, ...] = ()
-    usable: bool = True
-
-
-@attrs.frozen(kw_only=True)
-class KeptCheckpoints:
-    """What the images of an instance keep of its checkpoints; while a process has them, they are not usable."""
-
-    checkpoints: tuple[Tracked, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

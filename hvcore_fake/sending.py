@@ -22,6 +22,7 @@ def begin(
     process: Process, target: str, policy: MigrationPolicy, now: float, disks: tuple[str, ...] = (), disk_bytes: int = 0
 ) -> Sending:
     """A migration that begins; with disks that are copied, it begins with them."""
+    early = policy.going_over_early if policy.live else None
     return Sending(
         target=target,
         began=now,
@@ -38,6 +39,8 @@ def begin(
         disk_bytes=disk_bytes,
         phase=MigrationPhase.DISKS if disks else MigrationPhase.SETUP,
         memory=None if disks else now,
+        early=early is not None,
+        after_passes=None if early is None else early.after_passes,
     )
 
 
@@ -49,6 +52,28 @@ def disks_are_there(sending: Sending, now: float) -> bool:
 def with_memory(sending: Sending, now: float) -> Sending:
     """The same, when it is the turn of its memory."""
     return attrs.evolve(sending, phase=MigrationPhase.SETUP, since=now, memory=now)
+
+
+def goes_over_early(process: Process, sending: Sending, now: float) -> bool:
+    """It is time for the guest to go over, although not all of its memory has."""
+    if sending.phase is not MigrationPhase.ACTIVE or not sending.early:
+        return False
+    if sending.after_passes is not None:
+        passed = now - _began(sending) - SETUP_TIME
+        return passed * sending.bandwidth >= sending.after_passes * process.memory
+    late = now - _began(sending) >= sending.patience
+    return late and sending.on_no_convergence == "postcopy"
+
+
+def gone_over_early(process: Process, sending: Sending, now: float) -> Sending:
+    """The same, when the guest has."""
+    return attrs.evolve(at(sending, MigrationPhase.POSTCOPY, now), rest=remaining(process, sending, now), downtime=0.0)
+
+
+def cut_off(process: Process, sending: Sending, now: float) -> Sending:
+    """The same, when what follows a guest that has gone over is cut off."""
+    left = remaining(process, sending, now)
+    return attrs.evolve(at(sending, MigrationPhase.POSTCOPY_PAUSED, now, "the connection was cut"), rest=left)
 
 
 def at(sending: Sending, phase: MigrationPhase, now: float, error: str = "") -> Sending:
@@ -64,6 +89,10 @@ def remaining(process: Process, sending: Sending, now: float) -> float:
         return _left_over(process, sending, sending.since)
     if sending.phase is MigrationPhase.ACTIVE:
         return _left_over(process, sending, now)
+    if sending.phase is MigrationPhase.POSTCOPY:
+        return max(0.0, sending.rest - sending.bandwidth * (now - sending.since))
+    if sending.phase is MigrationPhase.POSTCOPY_PAUSED:
+        return sending.rest
     return 0.0
 
 
@@ -77,6 +106,8 @@ def next_phase(process: Process, sending: Sending) -> float:
         if excess <= 0:
             return sending.since
         return _began(sending) + SETUP_TIME + excess / gain if gain > 0 else math.inf
+    if sending.phase is MigrationPhase.POSTCOPY:
+        return sending.since + sending.rest / sending.bandwidth
     if sending.phase is MigrationPhase.DEVICE:
         return sending.since + remaining(process, sending, sending.since) / sending.bandwidth
     return math.inf
@@ -108,7 +139,7 @@ def status(process: Process, now: float) -> MigrationStatus:
         return _status_of_disks(sending, now)
     left = remaining(process, sending, now)
     end = sending.since if sending.phase.is_final else now
-    moving = sending.phase in (MigrationPhase.ACTIVE, MigrationPhase.DEVICE)
+    moving = sending.phase in (MigrationPhase.ACTIVE, MigrationPhase.DEVICE, MigrationPhase.POSTCOPY)
     return MigrationStatus(
         phase=sending.phase,
         transferred=int(process.memory - left),

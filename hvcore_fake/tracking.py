@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import attrs
 
 from hvcore import InstanceState
+from hvcore_fake.checkpoint import KeptCheckpoints, Tracked
 from hvcore_fake.images import opened_path, touched, write_disk
 from hvcore_fake.moving import Moving
 from hvcore_fake.processes import checkpoints_key
-from hvcore_fake.record import KeptCheckpoints, Process, Tracked
+from hvcore_fake.record import Process
 
 _FULL = "data/full.json"
 

@@ -69,6 +69,21 @@ class LiveParameter:
 
 
 @attrs.frozen(kw_only=True)
+class EarlyMigration:
+    """A migration in which the guest goes over before all of its memory has (post-copy).
+
+    Attributes:
+        definition: makes a definition of which that is possible; takes a name and a directory for files it needs.
+        policy: as for `ConformanceProfile.migration`; with it a guest that is busy goes over early.
+        make_busy: the guest changes its memory faster than it is sent from now on.
+    """
+
+    definition: Callable[[str, str], Instance]
+    policy: Mapping[str, Any]
+    make_busy: Provoke
+
+
+@attrs.frozen(kw_only=True)
 class FailingTarget:
     """Where a backup can go until it no longer can.
 
@@ -128,6 +143,7 @@ class ConformanceProfile:
             fail, and puts it away.
         migration: policy for a migration to the second host of the checks, the same driver on other directories
             of this host, reached at 127.0.0.1.
+        postcopy: how a guest of it goes over early.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
         families: how the plugins of the driver's families are tested, by the word on the command line.
         member: the plugin of a family that is tested, for the checks of that family; ``None`` for the driver itself.
@@ -165,6 +181,7 @@ class ConformanceProfile:
     guest_writes: Callable[[Driver, str, str, int, int, int], None] | None = None
     failing_target: Callable[[Driver, str, int], AbstractContextManager[FailingTarget]] | None = None
     migration: Mapping[str, Any] | None = None
+    postcopy: EarlyMigration | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
     families: Mapping[str, FamilySuite] = attrs.field(factory=dict)
     member: Any = None

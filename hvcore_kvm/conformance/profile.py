@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 
-from hvcore import ConformanceProfile, Deadline, Driver, Instance, LiveParameter, PasswordConsole, Size
+from hvcore import ConformanceProfile, Deadline, Driver, EarlyMigration, Instance, LiveParameter, PasswordConsole, Size
 from hvcore_kvm.conformance import devices
 from hvcore_kvm.conformance.console_client import SerialClient
 from hvcore_kvm.conformance.nbd_server import failing_server
@@ -91,7 +91,15 @@ def _of_driver(accel: str) -> ConformanceProfile:
         ),
         failing_target=lambda _driver, _directory, size: failing_server(size),
         migration={"tls": False},
-        absent={"restarts": "a driver that failed this would restart the host"},
+        postcopy=EarlyMigration(
+            definition=lambda name, directory: attrs.evolve(_definition(name, directory, accel), security_model="none"),
+            policy={"tls": False, "max_bandwidth": "16MiB", "postcopy": {"after_passes": 1}},
+            make_busy=_make_busy,
+        ),
+        absent={
+            "restarts": "a driver that failed this would restart the host",
+            **({} if _may_fetch() else {"postcopy": "this host lets nobody but root fetch memory (userfaultfd)"}),
+        },
     )
 
 
@@ -240,6 +248,21 @@ def _deafen(driver: Driver, name: str) -> None:
     with _console(driver, name) as client:
         # It obeys in order. An "ok" alone may be a late answer to one of the questions of `_wait_ready`.
         _tell(client, b"nc", b"count=")
+
+
+def _make_busy(driver: Driver, name: str) -> None:
+    with _console(driver, name) as client:
+        # It obeys in order.
+        _tell(client, b"dc", b"count=")
+
+
+def _may_fetch() -> bool:
+    """This user may handle the page faults of the kernel, as post-copy needs it."""
+    try:
+        with open("/proc/sys/vm/unprivileged_userfaultfd", encoding="ascii") as file:
+            return os.geteuid() == 0 or file.read().strip() != "0"
+    except OSError:
+        return True  # Linux before 5.2, which asks nobody
 
 
 def _tell_to_end(driver: Driver, name: str, command: bytes) -> None:

@@ -350,7 +350,7 @@ def test_a_driver_that_needs_no_steps(make: Make, tmp_path: Path) -> None:
 def test_what_the_policy_cannot_have_is_said_before_anything_moves(make: Make) -> None:
     """By the function itself, or by the drivers."""
     hosts = make()
-    for policy, path in (({"live": 5}, "policy.live"), ({"postcopy": {"after_passes": 1}}, "policy.postcopy")):
+    for policy, path in (({"live": 5}, "policy.live"), ({"copy_disks": ["x"]}, "policy.copy_disks[0]")):
         with pytest.raises(hvcore.InvalidParameters) as caught:
             hosts.migrate(policy=policy)
         assert [finding.path for finding in caught.value.findings] == [path]

@@ -22,8 +22,8 @@ from hvcore import (
 from hvcore_fake import FakeDriver
 from hvcore_fake.backup_plan import Wanted
 from hvcore_fake.backups import OnProgress
+from hvcore_fake.checkpoint import Tracked
 from hvcore_fake.processes import process_key
-from hvcore_fake.record import Tracked
 
 
 class _Backing(FakeDriver):

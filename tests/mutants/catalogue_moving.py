@@ -213,6 +213,27 @@ class NeverWaits(FakeDriver):
         return super().hv_continue_migration(name, True, wait, deadline)
 
 
+@breaks("MI-13")
+class LetsItWaitForItsMemory(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        process = self._world.process(info.instance)
+        if success and process is not None and self._world.rest_of(process):
+            paused = InstanceState.PAUSED
+            return Transition(name=info.instance, before=paused, after=paused, changed=False)
+        return super().hv_finalize_migration_dst(info, success, deadline)
+
+
+@breaks("MI-13")
+class RefusesToFinishWhatRuns(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        process = self._world.process(info.instance)
+        if success and process is not None and process.state is InstanceState.RUNNING:
+            raise WrongState("it runs already")
+        return super().hv_finalize_migration_dst(info, success, deadline)
+
+
 @breaks("MI-14")
 class CopiesOverWhatIsThere(FakeDriver):
     @hookimpl

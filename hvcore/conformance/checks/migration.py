@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import attrs
 from hvcore.capabilities import Capability
 from hvcore.conformance.check import check
 from hvcore.conformance.failure import ConformanceFailure, expect, expect_equal, expect_error
+from hvcore.conformance.profile import EarlyMigration
 from hvcore.conformance.subject import PATIENCE, Subject
 from hvcore.errors import InvalidParameters, WrongState
 from hvcore.migration import migrate
@@ -42,15 +44,28 @@ class _Move:
     """
 
     def __init__(
-        self, subject: Subject, *, paused: bool = False, waiting: bool = False, disk: Disk | None = None
+        self,
+        subject: Subject,
+        *,
+        paused: bool = False,
+        waiting: bool = False,
+        disk: Disk | None = None,
+        early: EarlyMigration | None = None,
     ) -> None:
         self._subject = subject
         wanted = {**(subject.profile.migration or {}), **({"switchover": "paused"} if waiting else {})}
+        wanted = wanted if early is None else {**early.policy}
         wanted |= {"copy_disks": "all"} if disk is not None else {}
         self.policy, findings = read_migration_policy(wanted)
         expect_equal(findings, [], "what is wrong with the policy of the profile")
         self.here, self.there = subject.driver, subject.other_host()
-        self.name = subject.start() if disk is None else subject.start(disks=(disk,))
+        if early is not None:
+            definition = early.definition(subject.name(), subject.directory)
+            self.here.start_instance(definition)
+            self.name = definition.name
+            early.make_busy(self.here, self.name)
+        else:
+            self.name = subject.start() if disk is None else subject.start(disks=(disk,))
         if paused:
             self.here.pause_instance(self.name)
         self.info: MigrationInfo = self.here.migration_info(self.name)
@@ -301,6 +316,26 @@ def it_waits_to_go_over_until_it_is_told(subject: Subject) -> None:
         expect_equal(status.phase, MigrationPhase.PRE_SWITCHOVER, "the phase of one that waits")
     move.until(MigrationPhase.COMPLETED)
     move.finish(success=True)
+
+
+@check("MI-13", capabilities=_MOVES, needs=["migration", "postcopy"])
+def what_has_gone_over_early_runs(subject: Subject) -> None:
+    """It runs on the destination, and only there, while its memory follows; the call after that finishes, once."""
+    move = _Move(subject, early=subject.profile.postcopy)
+    finish = functools.partial(move.there.finalize_migration_dst, move.info, True)
+    move.begin()
+    # Where its memory follows at once nobody sees the phase in between.
+    if move.until(MigrationPhase.POSTCOPY, MigrationPhase.COMPLETED).phase is MigrationPhase.POSTCOPY:
+        expect(move.states()[0] is not InstanceState.RUNNING, "it runs on the source after it has gone over")
+        expect_equal(finish().after, InstanceState.RUNNING, "what the first call says it is now")
+        expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination after the first call")
+        move.until(MigrationPhase.COMPLETED)
+    finish()
+    _once(move)
+    expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination")
+    expect_equal(finish().changed, False, "whether one more call changes anything")
+    move.here.finalize_migration_source(move.name, True)
+    expect_equal(move.lives(), (False, True), "where a process of it lives")
 
 
 @check("MI-14", capabilities=_COPIES, needs=["migration"])

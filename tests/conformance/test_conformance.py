@@ -66,7 +66,7 @@ def hv(environment: dict[str, str], tmp_path: Path) -> Run:
 
     def conformance(*arguments: str) -> tuple[Verdict, subprocess.CompletedProcess[str]]:
         command = [sys.executable, "-m", "hvcore.cli", "conformance", *arguments, "--report", str(tmp_path / "report")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=580, check=False)
         return _read(tmp_path / "report"), done
 
     return conformance
@@ -111,6 +111,7 @@ def test_driver_fake_is_conformant(hv: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
+@pytest.mark.timeout(600)
 def test_driver_kvm_is_conformant(hv: Run, tmp_path: Path) -> None:
     """So it is with real QEMU processes, for everything that the driver claims."""
     verdict, done = hv("kvm", "--json")

@@ -144,7 +144,8 @@ def _probe(decisions: Decisions, deadline: Deadline) -> Processor | None:
             ) from error
         finally:
             with contextlib.suppress(ProcessLookupError):
-                process.end(pidfd, Deadline.after(5), flush=False)
+                # By SIGTERM, which timeout(1) passes on: killed, it would leave QEMU behind.
+                process.end(pidfd, Deadline.after(5))
             os.close(pidfd)
 
 

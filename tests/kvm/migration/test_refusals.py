@@ -149,9 +149,9 @@ def test_a_processor_with_less_is_refused_and_with_more_is_cut_back(moving: Any)
 
 
 def test_a_processor_is_asked_for_once_as_long_as_its_qemu_is_the_same(make_pair: Any, tmp_path: Path) -> None:
-    """It takes a process of its own: another instance that comes needs none, and another program is asked again."""
+    """It takes a process, which ends: another instance that comes needs none, and another program is asked again."""
     starts, program = tmp_path / "starts", tmp_path / "qemu"
-    program.write_text(f'#!/bin/sh\necho "$*" >>{starts}\nexec qemu-system-x86_64 "$@"\n')
+    program.write_text(f'#!/bin/sh\necho "$$ $*" >>{starts}\nexec qemu-system-x86_64 "$@"\n')
     program.chmod(0o755)
     pair = make_pair(destination={"qemu": str(program)})
     pair.start(security_model="none")
@@ -161,7 +161,9 @@ def test_a_processor_is_asked_for_once_as_long_as_its_qemu_is_the_same(make_pair
         pair.accept(PLAIN, info)
         pair.destination.driver.finalize_migration_dst(info, False)
         pair.forget("destination")
-        return sum("id=probe" in line and "accel=tcg" in line for line in starts.read_text().splitlines())
+        asking = [line for line in starts.read_text().splitlines() if "id=probe" in line and "accel=tcg" in line]
+        assert not [line for line in asking if Path(f"/proc/{line.split()[0]}").exists()]
+        return len(asking)
 
     assert [asked(), asked()] == [1, 1]
     program.write_text(program.read_text() + "\n")

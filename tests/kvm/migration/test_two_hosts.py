@@ -20,7 +20,17 @@ from typing import Any
 import attrs
 import pytest
 
-from hvcore import Deadline, InstanceState, MigrationPhase, MigrationPolicy, PostCopy, Seconds, Size
+from hvcore import (
+    AutoConverge,
+    Deadline,
+    InstanceState,
+    MigrationPhase,
+    MigrationPolicy,
+    MultiFd,
+    PostCopy,
+    Seconds,
+    Size,
+)
 from hvcore.guests import LINUX_COMMAND_LINE, LinuxGuest
 
 pytestmark = [
@@ -236,7 +246,17 @@ POST_COPY = MigrationPolicy(
 )
 
 
-@pytest.mark.parametrize("policy", [PRE_COPY, POST_COPY], ids=["pre-copy", "post-copy"])
+POLICIES = {
+    "pre-copy": PRE_COPY,
+    "post-copy": POST_COPY,
+    "not live": attrs.evolve(PRE_COPY, live=False),
+    "multifd": attrs.evolve(PRE_COPY, multifd=MultiFd(channels=2)),
+    "compressed": attrs.evolve(PRE_COPY, multifd=MultiFd(channels=2, compression="zstd")),
+    "auto-converge": attrs.evolve(PRE_COPY, auto_converge=AutoConverge(initial=30)),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_linux_goes_over_with_all_it_has(
     policy: MigrationPolicy,
     lab: Lab,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 
 _BLOCK = 1 << 16
 _HEADER = struct.Struct(">4sIQIIQIIQ")
 _FEATURES = struct.Struct(">Q")
 _FEATURES_AT = 72
 _ENTRY = 8
+_SECTOR = 512
 _HARMLESS = 0b11
 """Features that do not change where the content is: counts that are not up to date, and a mark of damage."""
 
@@ -34,7 +36,7 @@ def read_qcow2(path: str) -> tuple[int, dict[int, bytes]]:
         shorter.
 
     Raises:
-        ValueError: it is no such image, is damaged, compressed, encrypted or has features that are not known here.
+        ValueError: it is no such image, is damaged, encrypted or has features that are not known here, such as zstd.
         OSError: it cannot be read.
     """
     return _read(path, _DEEPEST)
@@ -84,12 +86,27 @@ def _overlay(fd: int, path: str, size: int, cluster: int, table: tuple[int, ...]
             if not entry or at >= size:
                 continue
             if entry & _COMPRESSED:
-                raise ValueError(f"{path} is compressed")
-            if entry & _ZERO:
+                _put(content, at, _inflated(fd, path, cluster, entry))
+            elif entry & _ZERO:
                 _put(content, at, bytes(cluster))
             elif entry & _OFFSET:
                 # The file may end within its last cluster.
                 _put(content, at, os.pread(fd, cluster, entry & _OFFSET).ljust(cluster, b"\0"))
+
+
+def _inflated(fd: int, path: str, cluster: int, entry: int) -> bytes:
+    """A cluster that is stored compressed: in whole sectors, the first of which it may share with another one."""
+    bits = 62 - (cluster.bit_length() - 1 - 8)
+    offset = entry & ((1 << bits) - 1)
+    sectors = ((entry & (_COMPRESSED - 1)) >> bits) + 1
+    stored = os.pread(fd, sectors * _SECTOR - offset % _SECTOR, offset)
+    try:
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, cluster)
+    except zlib.error as error:
+        raise ValueError(f"{path} is damaged: a compressed cluster cannot be read") from error
+    if len(data) != cluster:
+        raise ValueError(f"{path} is damaged: a compressed cluster is too short")
+    return data
 
 
 def _table(fd: int, path: str, at: int, entries: int) -> tuple[int, ...]:

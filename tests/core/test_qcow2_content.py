@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -46,12 +47,41 @@ def test_what_was_written_is_read(tmp_path: Path, options: str) -> None:
 
 
 @_TOOLS
-def test_what_is_compressed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=4k", "cluster_size=2M"])
+def test_what_is_compressed_is_read(tmp_path: Path, options: str) -> None:
+    """Beside what could not be made smaller; a cluster that is damaged is said."""
+    raw, path = tmp_path / "raw", tmp_path / "compressed.qcow2"
+    content = b"".join(bytes([number]) * BLOCK if number % 3 else os.urandom(BLOCK) for number in range(48))
+    raw.write_bytes(content)
+    convert = ["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, str(raw), str(path)]
+    subprocess.run(convert, check=True)
+    assert path.stat().st_size < len(content) * 3 // 4 or "2M" in options
+    size, blocks = read_qcow2(str(path))
+    found = b"".join(blocks.get(number, b"").ljust(BLOCK, b"\0") for number in range(48))
+    assert (size, found) == (len(content), content)
+
+
+@_TOOLS
+def test_a_compressed_cluster_that_is_damaged_is_said(tmp_path: Path) -> None:
     """It is not read as something else."""
     raw, path = tmp_path / "raw", tmp_path / "compressed.qcow2"
-    raw.write_bytes(b"\x07" * BLOCK * 4)
+    raw.write_bytes(b"\x07" * BLOCK)
     subprocess.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(raw), str(path)], check=True)
-    with pytest.raises(ValueError, match="compressed"):
+    table = struct.unpack(">Q", path.read_bytes()[40:48])[0]
+    second = struct.unpack_from(">Q", path.read_bytes(), table)[0] & 0x00FFFFFFFFFFFE00
+    at = struct.unpack_from(">Q", path.read_bytes(), second)[0] & ((1 << 54) - 1)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 16)
+    with pytest.raises(ValueError, match="damaged"):
+        read_qcow2(str(path))
+
+
+@_TOOLS
+def test_zstd_is_refused(tmp_path: Path) -> None:
+    """It is said, and not read as something else."""
+    path = _made(tmp_path / "disk.qcow2", "-o", "compression_type=zstd")
+    with pytest.raises(ValueError, match="features"):
         read_qcow2(str(path))
 
 

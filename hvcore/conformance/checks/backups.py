@@ -21,6 +21,7 @@ from hvcore.model.state import InstanceState
 from hvcore.qcow2_content import read_qcow2
 
 _BACKUPS = (Capability.BACKUP,)
+_COMPRESSED = (Capability.BACKUP, Capability.BACKUP_COMPRESSION)
 _SIZE = 4 << 20
 _BLOCK = 1 << 16
 _RAW = ("6f5e8f0e-33c6-4d4e-a3a3-7a1f2f6d0001", "8c1d2a4b-33c6-4d4e-a3a3-7a1f2f6d0002")
@@ -359,3 +360,25 @@ def one_that_is_not_alive_is_refused(subject: Subject) -> None:
             expect_error(NotRunning, call, f"{what} of one that is not alive")
         expect(not subject.lives(name), "a process of it lives after what was refused")
     expect_equal(sorted(os.listdir(web.place)), files, "the files afterwards")
+
+
+@check("BA-10", capabilities=_COMPRESSED, needs=["guest_writes"])
+def what_is_compressed_is_the_same(subject: Subject) -> None:
+    """In full and since a checkpoint, of disks that can be made smaller and that cannot; no server has such files."""
+    web = _Written(subject, _raw(subject), _qcow2(subject))
+    for number in range(4):
+        web.write(_QCOW2, number, 3)
+    plain = os.path.join(subject.directory, "plain")
+    os.mkdir(plain)
+    driver = subject.driver
+    taken = driver.backup_instance(web.name, web.place, checkpoint="first", compress=True)
+    _expect_content(taken, web.moment(), "what the compressed files hold")
+    for one, other in zip(taken.disks, driver.backup_instance(web.name, plain).disks, strict=True):
+        smaller = os.stat(one.location).st_blocks < os.stat(other.location).st_blocks
+        expect(smaller or one.device == _RAW[0], f"the file of disk {one.device} is no smaller")
+    web.write(_RAW[0], 2, 5)
+    web.write(_QCOW2, 2, 6)
+    taken = driver.backup_instance(web.name, web.place, since="first", checkpoint="second", compress=True)
+    _expect_content(taken, web.moment(), "what the compressed files of the next one hold")
+    exported = functools.partial(driver.backup_instance, web.name, "nbd://127.0.0.1:1/disk", compress=True)
+    expect_error(InvalidParameters, exported, "a compressed backup to a server")

@@ -57,7 +57,10 @@ class Moving(Processes):
         if sending is None or sending.phase is not MigrationPhase.ACTIVE:
             return
         stopped = guest.hold(process, now)
-        if link.deliver(sending.target, self.address(name), stopped, whole=False):
+        arrived = link.copy_disks(stopped, sending) and link.deliver(
+            sending.target, self.address(name), stopped, whole=False
+        )
+        if arrived:
             self._write(attrs.evolve(stopped, sending=gone_over_early(process, sending, now)))
         else:
             self._write(self._stayed(stopped, sending, "the destination did not answer"))

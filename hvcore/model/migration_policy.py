@@ -315,11 +315,6 @@ def _disk_rules(policy: MigrationPolicy) -> Iterator[Finding]:
         yield Finding(code="repeated-value", path="copy_disks", message="names a disk twice")
     if policy.overwrite_disks and not disks:
         yield _wrong("overwrite_disks", "is of disks that are copied, and copy_disks names none")
-    if disks and policy.going_over_early is not None:
-        yield _wrong("copy_disks", "does not go with post-copy: the guest would write to both copies", _ONE)
-
-
-_ONE = "use one of the two"
 
 
 def _wrong(path: str, message: str, hint: str | None = None) -> Finding:

@@ -73,6 +73,8 @@ def finish_mirrors(monitor: Monitor, record: MigrationRecord) -> None:
             if not state.ready:
                 raise OperationFailed(f"{ident} is {state.status}, and was not copied completely")
             monitor.attempt("block-job-set-speed", {"device": ident, "speed": 0})
+            # One that somebody has paused would not be ended.
+            monitor.attempt("block-job-resume", {"device": ident})
             # One that is ready ends with what is on both sides the same; the guest's node stays the local one.
             monitor.execute("block-job-cancel", {"device": ident, "force": False})
     wait_jobs(monitor, idents)

@@ -117,8 +117,6 @@ def test_text_is_taken_by_the_record_too() -> None:
         ({"copy_disks": [UUID, UUID.upper()]}, "repeated-value", "copy_disks"),
         ({"copy_disks": 1}, "wrong-type", "copy_disks"),
         ({"copy_disks": [1]}, "wrong-type", "copy_disks[0]"),
-        ({"copy_disks": "all", "on_no_convergence": "postcopy"}, "contradiction", "copy_disks"),
-        ({"copy_disks": "all", "postcopy": {"after_passes": 1}}, "contradiction", "copy_disks"),
         ({"overwrite_disks": True}, "contradiction", "overwrite_disks"),
         ({"speed": 1}, "unknown-parameter", "speed"),
         ("fast", "wrong-type", ""),
@@ -143,6 +141,7 @@ def test_what_is_wrong_is_found(given: Any, code: str, where: str) -> None:
         {"live": False, "on_no_convergence": "throttle"},
         {"copy_disks": "all", "overwrite_disks": True, "live": False},
         {"copy_disks": [UUID], "switchover": "paused"},
+        {"copy_disks": "all", "postcopy": {"after_passes": 1}},
     ],
 )
 def test_what_goes_together_is_accepted(given: Any) -> None:

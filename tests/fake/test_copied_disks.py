@@ -30,13 +30,13 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, place: Path) -> Iterator[Hosts]:
+def hosts(tmp_path: Path, place: Path, request: pytest.FixtureRequest) -> Iterator[Hosts]:
     """Two hosts, with an instance on the first whose image is not to be found at its path any more."""
     found = Hosts(tmp_path)
     path = place / "disk.raw"
     path.write_bytes(b"\x01" * SIZE)
     disk = Disk(path=str(path), format="raw", uuid=UUID)
-    found.source.start_instance(attrs.evolve(WEB, disks=(disk,)))
+    found.source.start_instance(attrs.evolve(WEB, disks=(disk,), params=getattr(request, "param", WEB.params)))
     os.rename(path, place / "renamed")
     yield found
     found.close()
@@ -125,3 +125,21 @@ def test_disks_that_cannot_be_copied_are_all_said(hosts: Hosts, place: Path) -> 
         hosts.migrate(policy={**POLICY, "copy_disks": [UUID, other]})
     assert caught.value.findings.codes == ("no-disk", "same-image", "disk-exists")
     assert (place / "disk.raw").read_bytes() == b"\x01" * SIZE
+
+
+@pytest.mark.parametrize("hosts", [{"dirty_rate": "1GiB"}], indirect=True)
+def test_disks_are_there_before_a_guest_goes_over_early(hosts: Hosts, place: Path) -> None:
+    """All that it has written has gone with it when the rest of its memory still follows."""
+    phases: list[MigrationPhase] = []
+
+    def write(status: hvcore.MigrationStatus) -> None:
+        if status.phase is MigrationPhase.ACTIVE:
+            assert World.of(hosts.source).guest_writes("web1", UUID, 512, b"\x02" * 512)
+        phases.append(status.phase)
+
+    early = {**COPYING, "postcopy": {"after_passes": 1}}
+    hosts.migrate(policy=early, on_progress=write)
+    assert MigrationPhase.POSTCOPY in phases
+    assert hosts.runners == hosts.processes == "b"
+    assert (place / "disk.raw").read_bytes() == (place / "renamed").read_bytes()
+    assert b"\x02" * 512 in (place / "disk.raw").read_bytes()

@@ -53,11 +53,22 @@ def _once(action: Callable[[], None]) -> Callable[[MigrationStatus], None]:
     return on_progress
 
 
-@pytest.mark.parametrize("switchover", ["immediate", "paused"])
-def test_all_of_it(pair: Any, switchover: str) -> None:
-    """It runs on the destination, and what it took is told."""
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"switchover": "paused"},
+        {"live": False},
+        {"multifd": {"channels": 2}},
+        {"multifd": {"channels": 2, "compression": "zstd"}},
+        {"auto_converge": {"initial": 30}},
+    ],
+    ids=lambda given: "-".join(given) or "immediate",
+)
+def test_all_of_it(pair: Any, given: dict[str, Any]) -> None:
+    """It runs on the destination, and what it took is told: it has not stood still for longer than is said."""
     pair.start()
-    result = _migrate(pair, {**FAST, "switchover": switchover})
+    result = _migrate(pair, {**FAST, **given})
     assert result.total_time > 0
     assert result.downtime is not None
     pair.keep("destination")

@@ -158,6 +158,7 @@ class Launch:
             DeadlineExceeded: it was not ready in time.
             HostError: the host refused something.
         """
+        _refuse_late(deadline)
         self._directory.make()
         try:
             with contextlib.ExitStack() as stack:
@@ -414,6 +415,8 @@ class Launch:
             raise self._not_ready(error) from error
 
     def _cont(self, deadline: Deadline) -> None:
+        # QEMU may have been quick; a guest that has run a single instruction cannot be taken back.
+        _refuse_late(deadline)
         self._execute("cont", deadline)
 
     def _execute(self, command: str, deadline: Deadline, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -437,6 +440,11 @@ class Launch:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _refuse_late(deadline: Deadline) -> None:
+    if deadline.expired:
+        raise DeadlineExceeded("there was no time left to start it; nothing of the attempt stays")
 
 
 def _nothing() -> None:

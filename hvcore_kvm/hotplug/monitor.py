@@ -41,10 +41,13 @@ class Monitor(monitor.Monitor):
         Raises:
             HypervisorRefused: the guest says that it does not let go.
         """
-        event = self.wait_event(functools.partial(_is_about, ident), guest)
-        if event is not None and event["event"] in UNPLUG_REFUSED:
-            raise HypervisorRefused("device_del", event["event"], "the guest does not let go of the device")
-        return event is not None
+        while (event := self.wait_event(functools.partial(_is_about, ident), guest)) is not None:
+            if event["event"] in UNPLUG_REFUSED:
+                raise HypervisorRefused("device_del", event["event"], "the guest does not let go of the device")
+            # QEMU says it when the last part of a device is freed, which may be after one of the same name has come.
+            if ident not in self.present():
+                return True
+        return False
 
     def wait_gone(self, ident: str) -> None:
         """Wait until QEMU has let go of a device that goes without asking the guest.

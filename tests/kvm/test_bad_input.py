@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 import hvcore
 from hvcore import Disk, Nic
+from hvcore_kvm import launch
+from hvcore_kvm.qmp import QmpClient
 
 pytestmark = pytest.mark.qemu
 
@@ -244,6 +247,40 @@ def test_a_qemu_that_hangs_at_start(make_host: Any, tmp_path: Path) -> None:
     host = make_host(qemu=_fake_qemu(tmp_path, script), start_timeout=0.3)
     with pytest.raises(hvcore.DeadlineExceeded):
         host.driver.start_instance(host.instance(security_model="none"))
+    assert host.files() == set()
+
+
+def test_a_start_without_time_starts_nothing(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU may be quicker than the clock is read: what decides is the time, not who is faster."""
+    host.driver.plan_start(host.instance())
+    monkeypatch.setattr(launch.process, "spawn", lambda *_: pytest.fail("QEMU was started"))
+    with pytest.raises(hvcore.DeadlineExceeded, match="no time left"):
+        host.driver.start_instance(host.instance(), timeout=0.0)
+    assert host.files() == set()
+
+
+def test_the_time_may_be_over_just_before_the_guest_runs(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest whose time is over when QEMU is ready never runs, and nothing of it is left."""
+    negotiate = QmpClient.negotiate
+    commands = []
+
+    def slowly(self: QmpClient, deadline: hvcore.Deadline) -> None:
+        negotiate(self, hvcore.Deadline.after(60))
+        while not deadline.expired:
+            time.sleep(min(0.05, deadline.remaining()))
+
+    def noted(self: QmpClient, command: str, *args: Any, **kwargs: Any) -> Any:
+        commands.append(command)
+        return execute(self, command, *args, **kwargs)
+
+    # What QEMU can do is asked before, without the delay.
+    host.driver.plan_start(host.instance())
+    execute = QmpClient.execute
+    monkeypatch.setattr(QmpClient, "negotiate", slowly)
+    monkeypatch.setattr(QmpClient, "execute", noted)
+    with pytest.raises(hvcore.DeadlineExceeded, match="no time left"):
+        host.driver.start_instance(host.instance(), timeout=2.0)
+    assert "cont" not in commands
     assert host.files() == set()
 
 

@@ -96,6 +96,24 @@ def test_a_nic_cut_off_by_force(host: Any, whole: Any, bridge: str) -> None:
     assert whole() == before
 
 
+def test_a_late_word_about_an_earlier_device(host: Any, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU may say that a device is deleted after one of the same name has come: that one stays."""
+    host.start(host.instance(params={"machine": "q35"}))
+    host.driver.hot_add_device("web1", _disk(host))
+    added = whole()
+    late: list[dict[str, Any]] = [{"event": "DEVICE_DELETED", "data": {"device": device_id("disk", DISK)}}]
+    wait_event = QmpClient.wait_event
+
+    def wait(self: QmpClient, wanted: Any, deadline: Any) -> Any:
+        return late.pop() if late and wanted(late[0]) else wait_event(self, wanted, deadline)
+
+    monkeypatch.setattr(QmpClient, "wait_event", wait)
+    assert not host.driver.hot_del_device("web1", DISK, timeout=1).done
+    assert late == []
+    assert (whole().nodes, whole().devices) == (added.nodes, added.devices)
+    assert _devices(host) == {DISK: "removing"}
+
+
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
 def test_what_outlives_the_tap_goes_too(host: Any, whole: Any, bridge: str) -> None:
     """The rules of a limited NIC are there while it is, stay while its removal is pending, and then go."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from hvcore import Deadline, DeadlineExceeded, OperationFailed, OutcomeUnknown
 from hvcore_kvm import process
-from hvcore_kvm.block_job import wait_jobs
+from hvcore_kvm.block_job import cancel_jobs, wait_jobs
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.qmp import QmpClient, QmpError
 from hvcore_kvm.secrets import open_secret
@@ -26,6 +26,11 @@ _ITERATION_TIME = 2000
 """Milliseconds that trying one secret takes on this host; QEMU's own default."""
 
 _JOB = "encrypt"
+
+_UNMEASURED = "Unable to get accurate CPU usage"
+"""What QEMU says when the clock of its thread did not move while it tried a secret: on a busy host, now and then."""
+
+_ATTEMPTS = 100
 _LIMITED = ("/usr/bin/timeout", "--kill-after=1", "120")
 """Ends it, should the host application be killed meanwhile."""
 
@@ -86,5 +91,13 @@ def _create(monitor: Monitor, kind: str, size: int) -> None:
     luks = {"key-secret": "key", "iter-time": _ITERATION_TIME}
     options: dict[str, Any] = {"driver": kind, "file": "image", "size": size}
     options |= luks if kind == "luks" else {"encrypt": {"format": "luks", **luks}}
-    monitor.execute("blockdev-create", {"job-id": _JOB, "options": options})
-    wait_jobs(monitor, [_JOB])
+    for attempt in range(_ATTEMPTS):
+        monitor.execute("blockdev-create", {"job-id": _JOB, "options": options})
+        try:
+            wait_jobs(monitor, [_JOB])
+        except OperationFailed as error:
+            if _UNMEASURED not in error.message or attempt + 1 == _ATTEMPTS or monitor.deadline.expired:
+                raise
+            cancel_jobs(monitor, [_JOB])
+        else:
+            return

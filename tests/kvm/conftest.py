@@ -36,6 +36,10 @@ from hvcore.guests import (
 )
 from hvcore_kvm import process
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from qemu_img import qemu_img
+
 PATIENCE = 30.0
 """Seconds after which something that should happen is taken not to happen."""
 
@@ -141,6 +145,13 @@ class Host:
         path = self.directory / name
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True)
         return hvcore.Disk(path=str(path), format="qcow2")
+
+    def luks_image(self, name: str, secret: str, size: int = 1 << 20) -> Path:
+        """An encrypted image that holds so many bytes."""
+        path = self.directory / name
+        key = ("--object", f"secret,id=s,data={secret},format=raw", "-o", "key-secret=s,iter-time=10")
+        qemu_img("create", "-q", "-f", "luks", *key, str(path), str(size))
+        return path
 
     def files(self) -> set[str]:
         """Everything in the state and data directories but the directories that are always there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,7 @@ def _definition(host: Any, kind: str) -> dict[str, Any]:
         return definition
     secret = host.directory / "secret"
     secret.write_text("sesame\n")
-    encrypted = host.directory / "crypt.luks"
-    key = ["--object", "secret,id=s,data=sesame,format=raw", "-o", "key-secret=s,iter-time=10"]
-    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", *key, str(encrypted), "1M"], check=True)
+    encrypted = host.luks_image("crypt.luks", "sesame")
     params |= {
         "firmware": "uefi",
         "tpm": "crb",

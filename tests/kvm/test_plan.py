@@ -94,9 +94,7 @@ def _everything(host: Any) -> dict[str, Any]:
     secret = host.directory / "secret"
     secret.write_text("sesame\n")
     image = host.raw_disk("cd.raw")
-    key = ["--object", "secret,id=s,data=sesame,format=raw", "-o", "key-secret=s,iter-time=10"]
-    encrypted = host.directory / "crypt.luks"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", *key, str(encrypted), "1M"], check=True)
+    encrypted = host.luks_image("crypt.luks", "sesame")
     return {
         "name": "web1",
         "memory": "64MiB",

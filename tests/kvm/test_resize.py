@@ -113,14 +113,9 @@ def test_with_a_newer_qemu(host: Any, newer_qemu: str) -> None:
 
 def test_an_encrypted_disk(host: Any) -> None:
     """What the guest has grows; the header is on top of it."""
-    secret, path = host.directory / "secret", host.directory / "disk.luks"
+    secret = host.directory / "secret"
     secret.write_text("open sesame\n")
-    options = "key-secret=s,iter-time=10"
-    words = ["qemu-img", "create", "-q", "-f", "luks", "--object", f"secret,id=s,file={secret}", "-o", options]
-    stripped = host.directory / "stripped"
-    stripped.write_text("open sesame")
-    words[6] = f"secret,id=s,file={stripped}"
-    subprocess.run([*words, str(path), "4M"], check=True)
+    path = host.luks_image("disk.luks", "open sesame", 4 * MIB)
     params = {"encryption": True, "secret_file": str(secret)}
     disk = Disk(uuid=_uuid(1), path=str(path), format="raw", params=params)
     host.driver.start_instance(host.instance(disks=[disk]))

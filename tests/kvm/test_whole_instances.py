@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import pytest
+from qemu_img import qemu_img
 
 import hvcore
 from hvcore import Deadline, Disk, Instance, Nic
@@ -74,8 +75,8 @@ class Scene:
     def luks(self, name: str, secret: str) -> str:
         path = self.directory / f"{name}.luks"
         plain = self.text(f"{name}.key", secret)
-        command = ["qemu-img", "create", "-q", "-f", "luks", "--object", f"secret,id=s,file={plain}"]
-        subprocess.run([*command, "-o", "key-secret=s,iter-time=10", str(path), "1M"], check=True)
+        key = ("--object", f"secret,id=s,file={plain}", "-o", "key-secret=s,iter-time=10")
+        qemu_img("create", "-q", "-f", "luks", *key, str(path), "1M")
         return str(path)
 
     def qmp(self, command: str, **arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 from kvm_effect import Effect, File, Probe, Question, disk, of, proves, rows, type_of
+from qemu_img import qemu_img
 
 import hvcore
 
@@ -107,15 +108,6 @@ _DIRECT_SYNC = {"direct": True, "writeback": False, "no-flush": False}
 _PASSPHRASE = b"open sesame"
 
 
-def _run(*command: str) -> None:
-    # Measuring how long a passphrase takes may fail on a busy machine.
-    for attempt in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return
-        assert attempt < 2, done.stderr
-
-
 @functools.cache
 def _encrypted_image(kind: str) -> bytes:
     """An encrypted image whose plain text is a pattern; made once, because it takes a while."""
@@ -125,9 +117,9 @@ def _encrypted_image(kind: str) -> bytes:
         key = ("--object", f"secret,id=key,file={secret}")
         prefix = "" if kind == "luks" else "encrypt."
         options = f"{prefix}key-secret=key,{prefix}iter-time=10" + (",encrypt.format=luks" if prefix else "")
-        _run("qemu-img", "create", "-q", "-f", kind, *key, "-o", options, path, "64k")
+        qemu_img("create", "-q", "-f", kind, *key, "-o", options, path, "64k")
         image = f"driver={kind},{prefix}key-secret=key,file.filename={path}"
-        _run("qemu-io", *key, "--image-opts", "-c", "write -P 0x5a 0 64k", image)
+        subprocess.run(["qemu-io", *key, "--image-opts", "-c", "write -P 0x5a 0 64k", image], check=True)
         return Path(path).read_bytes()
 
 

@@ -389,9 +389,7 @@ def test_an_encrypted_disk(host: Any, whole: Any) -> None:
     """Its passphrase reaches QEMU by the monitor, and stands in no file of ours."""
     secret = host.directory / "secret"
     secret.write_text("sesame\n")
-    image = host.directory / "hot.luks"
-    key = ["--object", "secret,id=s,data=sesame,format=raw", "-o", "key-secret=s,iter-time=10"]
-    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", *key, str(image), "1M"], check=True)
+    image = host.luks_image("hot.luks", "sesame")
     host.start(host.instance(params={"machine": "q35"}))
     params = {"encryption": True, "secret_file": str(secret)}
     host.driver.hot_add_device("web1", Disk(uuid=DISK, path=str(image), format="raw", params=params))

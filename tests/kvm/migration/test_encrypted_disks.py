@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import struct
@@ -12,10 +13,12 @@ from typing import Any
 
 import attrs
 import pytest
+from qemu_img import qemu_img
 
 import hvcore
 from hvcore import Disk, InvalidParameters, MigrationPhase
 from hvcore.certificates import make_certificates
+from hvcore_kvm.migration import encrypted_image
 from hvcore_kvm.migration.encrypted_image import make_encrypted
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
@@ -50,11 +53,6 @@ def given(pair: Any) -> dict[str, Any]:
         secret.chmod(0o600)
     tls = {"directory": str(pair.directory / "tls/127.0.0.1")}
     return {"tls": tls, "max_bandwidth": "1GiB", "copy_disks": "all"}
-
-
-def _qemu_img(*words: str) -> None:
-    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def _open(secret: Path, path: Path, kind: str, opened: Path, driver: str = "file") -> subprocess.CompletedProcess[str]:
@@ -96,7 +94,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encrypted, Encr
         content = bytes(TOKENS) + os.urandom(SIZE - TOKENS) + (bytes(0) if kind == "luks" else bytes(5 * SIZE))
         plain.write_bytes(content)
         options = f"{names}key-secret=key,{names}iter-time=10{'' if kind == 'luks' else ',encrypt.format=luks'}"
-        _qemu_img(
+        qemu_img(
             *("convert", "--object", f"secret,id=key,file={secret}", "-f", "raw", "-O", kind, "-o", options),
             *(str(plain), str(directory / name)),
         )
@@ -147,6 +145,34 @@ def test_what_would_be_readable_is_refused(pair: Any, elsewhere: Any, encrypted:
     assert not (pair.destination.directory / "a.raw").exists()
     assert pair.destination.files() == set()
     assert pair.running() == ["source"]
+
+
+def test_a_busy_host_cannot_measure_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU measures how long a secret takes; when it could not, it is asked again, and not for ever."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRETS["source"])
+    wait_jobs, lie = encrypted_image.wait_jobs, iter([True, True])
+
+    def failing(monitor: Any, idents: Any) -> None:
+        wait_jobs(monitor, idents)
+        if next(lie, False):
+            raise hvcore.OperationFailed("QEMU could not do it: create: Unable to get accurate CPU usage")
+
+    monkeypatch.setattr(encrypted_image, "wait_jobs", failing)
+    monkeypatch.setattr(encrypted_image, "_ITERATION_TIME", 10)
+
+    def make() -> None:
+        with (tmp_path / "image").open("w+b") as file:
+            make_encrypted("qemu-system-x86_64", file.fileno(), "luks", SIZE, str(secret), hvcore.Deadline.after(110))
+
+    make()
+    assert next(lie, None) is None
+    done = _open(secret, tmp_path / "image", "luks", tmp_path / "opened")
+    assert done.returncode == 0, done.stderr
+    lie = itertools.repeat(True)
+    monkeypatch.setattr(encrypted_image, "_ATTEMPTS", 2)
+    with pytest.raises(hvcore.OperationFailed, match="accurate CPU usage"):
+        make()
 
 
 def test_one_that_cannot_be_made(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import shutil
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, why in MISSING.items():
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_collection_finish() -> None:
+    # What was collected stays until the end; without this every collection of garbage would walk through all of it, and
+    # the conformance checks, which count open files, ask for four of them each.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> list[str]:

@@ -89,6 +89,7 @@ _EXPORTS: dict[str, str] = {
     "SnapshotDisk": "hvcore.model.snapshots",
     "SnapshotListing": "hvcore.model.snapshots",
     "Recovery": "hvcore.model.recovery",
+    "InterruptedInstances": "hvcore.model.recovery",
     "RecoveredInstance": "hvcore.model.recovery",
     "NodeInfo": "hvcore.model.host",
     "NumaNode": "hvcore.model.host",
@@ -465,6 +466,7 @@ if TYPE_CHECKING:
         PlannedOption as PlannedOption,
     )
     from hvcore.model.progress import Progress as Progress
+    from hvcore.model.recovery import InterruptedInstances as InterruptedInstances
     from hvcore.model.recovery import RecoveredInstance as RecoveredInstance
     from hvcore.model.recovery import Recovery as Recovery
     from hvcore.model.snapshots import Snapshot as Snapshot

@@ -26,6 +26,7 @@ class Wanted:
     checkpoint: str | None
     since: str | None
     bandwidth: int
+    compress: bool
     tls: str | None
 
 

@@ -58,6 +58,7 @@ _CAPABILITIES = (
     Capability.SNAPSHOT,
     Capability.SNAPSHOT_EXTERNAL,
     Capability.BACKUP,
+    Capability.BACKUP_COMPRESSION,
     Capability.STATS,
     Capability.VERIFY_INSTANCE,
     Capability.HOTPLUG,

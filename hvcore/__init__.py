@@ -162,6 +162,7 @@ _EXPORTS: dict[str, str] = {
     "ConsoleClient": "hvcore.conformance.profile",
     "LiveParameter": "hvcore.conformance.profile",
     "EarlyMigration": "hvcore.conformance.profile",
+    "EncryptedDisk": "hvcore.conformance.profile",
     "FailingTarget": "hvcore.conformance.profile",
     "PasswordConsole": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
@@ -206,6 +207,7 @@ if TYPE_CHECKING:
     from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
     from hvcore.conformance.profile import ConsoleClient as ConsoleClient
     from hvcore.conformance.profile import EarlyMigration as EarlyMigration
+    from hvcore.conformance.profile import EncryptedDisk as EncryptedDisk
     from hvcore.conformance.profile import FailingTarget as FailingTarget
     from hvcore.conformance.profile import LiveParameter as LiveParameter
     from hvcore.conformance.profile import PasswordConsole as PasswordConsole

@@ -9,6 +9,7 @@ import struct
 import zlib
 
 from hvcore import make_qcow2, read_qcow2
+from hvcore_fake.sealed import seal, unseal
 
 BLOCK = 1 << 16
 """Bytes of a block: what is kept track of, and copied, as one."""
@@ -30,13 +31,21 @@ _MOST = BLOCK // 2
 """Clusters that one block of reference counts counts: a modelled disk holds no more than 2 GiB."""
 
 
-def read_disk(path: str, image_format: str) -> tuple[int, dict[int, bytes]]:
+def read_disk(path: str, image_format: str, key: str = "") -> tuple[int, dict[int, bytes]]:
     """Bytes of a disk, and its blocks by number, without those that hold zeros only.
 
+    Args:
+        path: its image.
+        image_format: how it is in that.
+        key: what opens an encrypted one; empty for one that is not.
+
     Raises:
-        ValueError: it is no image of its format.
+        ValueError: it is no image of its format, or the key is wrong.
         OSError: it cannot be read.
     """
+    if key:
+        with open(path, "rb", buffering=0) as file:
+            return unseal(file.fileno(), key)
     if image_format == "qcow2":
         return read_qcow2(path)
     found: dict[int, bytes] = {}
@@ -51,18 +60,25 @@ def read_disk(path: str, image_format: str) -> tuple[int, dict[int, bytes]]:
     return size, found
 
 
-def write_disk(path: str, image_format: str, offset: int, data: bytes) -> None:
+def write_disk(path: str, image_format: str, offset: int, data: bytes, key: str = "") -> None:
     """Write something to a disk that is there.
+
+    Args:
+        path: its image.
+        image_format: how it is in that.
+        offset: where, in bytes.
+        data: what.
+        key: what opens an encrypted one; empty for one that is not.
 
     Raises:
         ValueError: it is no image of its format, or has no such place.
         OSError: it cannot be written.
     """
-    size, blocks = read_disk(path, image_format)
+    size, blocks = read_disk(path, image_format, key)
     if not 0 <= offset <= offset + len(data) <= size:
         raise ValueError(f"{path} has {size} bytes")
     with open(path, "r+b", buffering=0) as file:
-        if image_format != "qcow2":
+        if image_format != "qcow2" and not key:
             os.pwrite(file.fileno(), data, offset)
             return
         for number in touched(offset, len(data)):
@@ -72,11 +88,21 @@ def write_disk(path: str, image_format: str, offset: int, data: bytes) -> None:
             block[first - start : last - start] = data[first - offset : last - offset]
             blocks[number] = bytes(block)
         file.truncate(0)
-        write_image(file.fileno(), size, blocks)
+        if key:
+            seal(file.fileno(), size, {n: block[: size - n * BLOCK] for n, block in blocks.items()}, key)
+        else:
+            write_image(file.fileno(), size, blocks)
 
 
-def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, bytes]) -> None:
+def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, bytes], key: str = "") -> None:
     """Let an image that is there hold some blocks, and nothing else.
+
+    Args:
+        path: the image.
+        image_format: how the disk is in it.
+        size: bytes of the disk.
+        blocks: the blocks by number.
+        key: what it is encrypted with; empty for one that is not.
 
     Raises:
         ValueError: it is too large.
@@ -84,6 +110,9 @@ def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, byte
     """
     with open(path, "r+b", buffering=0) as file:
         file.truncate(0)
+        if key:
+            seal(file.fileno(), size, blocks, key)
+            return
         if image_format == "qcow2":
             write_image(file.fileno(), size, blocks)
             return

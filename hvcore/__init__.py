@@ -89,6 +89,7 @@ _EXPORTS: dict[str, str] = {
     "SnapshotDisk": "hvcore.model.snapshots",
     "SnapshotListing": "hvcore.model.snapshots",
     "Recovery": "hvcore.model.recovery",
+    "InterruptedInstances": "hvcore.model.recovery",
     "RecoveredInstance": "hvcore.model.recovery",
     "NodeInfo": "hvcore.model.host",
     "NumaNode": "hvcore.model.host",
@@ -161,6 +162,7 @@ _EXPORTS: dict[str, str] = {
     "ConsoleClient": "hvcore.conformance.profile",
     "LiveParameter": "hvcore.conformance.profile",
     "EarlyMigration": "hvcore.conformance.profile",
+    "EncryptedDisk": "hvcore.conformance.profile",
     "FailingTarget": "hvcore.conformance.profile",
     "PasswordConsole": "hvcore.conformance.profile",
     "Size": "hvcore.model.units",
@@ -205,6 +207,7 @@ if TYPE_CHECKING:
     from hvcore.conformance.profile import ConformanceProfile as ConformanceProfile
     from hvcore.conformance.profile import ConsoleClient as ConsoleClient
     from hvcore.conformance.profile import EarlyMigration as EarlyMigration
+    from hvcore.conformance.profile import EncryptedDisk as EncryptedDisk
     from hvcore.conformance.profile import FailingTarget as FailingTarget
     from hvcore.conformance.profile import LiveParameter as LiveParameter
     from hvcore.conformance.profile import PasswordConsole as PasswordConsole
@@ -465,6 +468,7 @@ if TYPE_CHECKING:
         PlannedOption as PlannedOption,
     )
     from hvcore.model.progress import Progress as Progress
+    from hvcore.model.recovery import InterruptedInstances as InterruptedInstances
     from hvcore.model.recovery import RecoveredInstance as RecoveredInstance
     from hvcore.model.recovery import Recovery as Recovery
     from hvcore.model.snapshots import Snapshot as Snapshot

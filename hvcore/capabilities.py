@@ -20,6 +20,7 @@ class Capability(enum.StrEnum):
     BACKUP = "backup"
     BACKUP_COMPRESSION = "backup-compression"
     RECOVER = "recover"
+    LIST_INTERRUPTED = "list-interrupted"
     SNAPSHOT = "snapshot"
     SNAPSHOT_EXTERNAL = "snapshot-external"
     STATS = "stats"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hvcore.model.migration_policy import MigrationPolicy
     from hvcore.model.plan import Plan
     from hvcore.model.progress import Progress
-    from hvcore.model.recovery import Recovery
+    from hvcore.model.recovery import InterruptedInstances, Recovery
     from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats, Transition
 
 FORCE_RESERVE = 15.0
@@ -314,7 +314,15 @@ class Driver(SnapshotMethods, Backups):
     def recover(self, instance: Instance | str | None = None, *, timeout: float | None = None) -> Recovery:
         """Complete or undo whatever a killed host application left half done, for one instance or all.
 
-        For all, one that cannot be put in order is reported in the result and does not keep the others waiting.
+        All are those that are listed, and those that `list_interrupted` names where the driver offers it. Of all, one
+        that cannot be put in order is reported in the result and does not keep the others waiting.
+
+        Args:
+            instance: the instance, or just its name; all when not given.
+            timeout: seconds until all of it must be done.
+
+        Raises:
+            HostError: the instances of this host cannot be listed; nothing was done.
         """
         from hvcore.model.recovery import RecoveredInstance, Recovery
 
@@ -322,12 +330,15 @@ class Driver(SnapshotMethods, Backups):
             return self._named("recover", instance, timeout)
         self._require(Capability.RECOVER, "recover", None)
         deadline = Deadline.after(OPERATION["recover"].default_timeout if timeout is None else timeout)
+        names = {row.name for row in self.list_instances().instances}
+        if self._description.claim(Capability.LIST_INTERRUPTED).offered:
+            names.update(self.list_interrupted().names)
         found: list[RecoveredInstance] = []
-        for row in self.list_instances().instances:
+        for name in sorted(names):
             try:
-                found += self._named("recover", row.name, deadline.remaining()).instances
+                found += self._named("recover", name, deadline.remaining()).instances
             except HypervisorError as error:
-                failed = RecoveredInstance(name=row.name, operation="unknown", outcome="failed", detail=error.message)
+                failed = RecoveredInstance(name=name, operation="unknown", outcome="failed", detail=error.message)
                 found.append(failed)
         sweep_locks(self._lock_directory)
         return Recovery(instances=tuple(found))
@@ -353,6 +364,13 @@ class Driver(SnapshotMethods, Backups):
     def verify_instance(self, instance: Instance | str, *, timeout: float | None = None) -> FindingSet:
         """Find where the record of an instance and reality have drifted apart."""
         return self._named("verify_instance", instance, timeout)
+
+    def list_interrupted(self, *, timeout: float | None = None) -> InterruptedInstances:
+        """Name the instances that something was left half done with although they are not listed; `recover` does that.
+
+        One that somebody is doing something with now may be named as well.
+        """
+        return self._call("list_interrupted", timeout=timeout, deadline=...)
 
     # Devices
 

@@ -10,8 +10,16 @@ from hvcore import OperationFailed
 from hvcore_fake.images import write_image
 
 
-def write_part(part: str, path: str, size: int, blocks: dict[int, bytes], base: str | None) -> None:
+def write_part(part: str, path: str, size: int, blocks: dict[int, bytes], base: str | None, *, compress: bool) -> None:
     """Write the file of one disk under the name of a part.
+
+    Args:
+        part: the name.
+        path: the name it gets later, for messages.
+        size: bytes of the disk.
+        blocks: what is written, by number.
+        base: name of the file it is on, which has the rest; ``None`` for none.
+        compress: compress what becomes smaller by it.
 
     Raises:
         OperationFailed: it cannot be written.
@@ -19,7 +27,7 @@ def write_part(part: str, path: str, size: int, blocks: dict[int, bytes], base: 
     try:
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            write_image(fd, size, blocks, base)
+            write_image(fd, size, blocks, base, compress=compress)
         finally:
             os.close(fd)
     except (OSError, ValueError) as error:

@@ -21,12 +21,21 @@ class BackupHooks(SavingHooks):
         checkpoint: str | None,
         since: str | None,
         bandwidth: int,
+        compress: bool,
         tls: str | None,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Backup:
         """Copy disks."""
-        wanted = Wanted(target=target, disks=disks, checkpoint=checkpoint, since=since, bandwidth=bandwidth, tls=tls)
+        wanted = Wanted(
+            target=target,
+            disks=disks,
+            checkpoint=checkpoint,
+            since=since,
+            bandwidth=bandwidth,
+            compress=compress,
+            tls=tls,
+        )
         backup = backups.backup
         return self._run("backup_instance", name, deadline, lambda call: backup(call, name, wanted, on_progress))
 

@@ -9,6 +9,7 @@ import attrs
 
 from hvcore import Disk, Finding, FindingSet, Instance, InvalidParameters
 from hvcore_fake.checkpoint import Tracked
+from hvcore_fake.parameters import secret_of
 from hvcore_fake.record import Process
 
 _FULL = "take a full backup, with a new checkpoint"
@@ -26,6 +27,7 @@ class Wanted:
     checkpoint: str | None
     since: str | None
     bandwidth: int
+    compress: bool
     tls: str | None
 
 
@@ -118,6 +120,9 @@ def _against_disks(disks: Sequence[Disk]) -> Iterator[Finding]:
         if disk.path is None:
             message = f"disk {disk.uuid} cannot be copied: what is on a storage server is not modelled"
             yield Finding(code="not-supported", path="disks", message=message, hint="leave it out")
+        elif secret_of(disk) is not None:
+            message = f"disk {disk.uuid} cannot be copied: the copy would not be encrypted"
+            yield Finding(code="disk-encrypted", path="disks", message=message, hint="leave it out")
 
 
 def _against_since(process: Process, disks: Sequence[Disk], since: str) -> Iterator[Finding]:

@@ -76,7 +76,7 @@ def backup(call: Call, name: str, wanted: Wanted, on_progress: OnProgress) -> Ba
     with transaction(call, name, {"files": files, "checkpoint": wanted.checkpoint}) as effects:
         pictures = _moment(world, effects, name, wanted, plans)
         _copy(call, process, wanted, pictures, on_progress)
-        _write(world, effects, pictures, files)
+        _write(world, effects, pictures, files, compress=wanted.compress)
         with world.store.locked():
             _still_lives(world, process)
             given = wanted.checkpoint
@@ -182,10 +182,12 @@ def _steps(total: int) -> Iterator[int]:
     yield from (total * step // _REPORTS for step in range(_REPORTS + 1))
 
 
-def _write(world: World, effects: Transaction, pictures: Sequence[_Picture], files: dict[str, str]) -> None:
+def _write(
+    world: World, effects: Transaction, pictures: Sequence[_Picture], files: dict[str, str], *, compress: bool
+) -> None:
     def write() -> None:
         for (part, path), picture in zip(files.items(), pictures, strict=True):
-            write_part(part, path, picture.size, picture.blocks, picture.plan.base)
+            write_part(part, path, picture.size, picture.blocks, picture.plan.base, compress=compress)
 
     with world.store.locked():
         effects.effect("file", write, undo=lambda: discard(files, published=False))
@@ -232,6 +234,7 @@ def _result(name: str, wanted: Wanted, pictures: Sequence[_Picture]) -> Backup:
         mode="full" if wanted.since is None else "incremental",
         checkpoint=wanted.checkpoint,
         since=wanted.since,
+        compressed=wanted.compress,
         disks=tuple(disks),
     )
 

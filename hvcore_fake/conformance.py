@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,15 +16,20 @@ from hvcore import (
     Disk,
     Driver,
     EarlyMigration,
+    EncryptedDisk,
     FailingTarget,
     Instance,
     LiveParameter,
+    MigrationTarget,
     PasswordConsole,
     Size,
 )
 from hvcore_fake.account import record_key
 from hvcore_fake.console_client import ModelledClient
+from hvcore_fake.images import BLOCK, read_disk
+from hvcore_fake.link import write_taken
 from hvcore_fake.plugging import NEWEST_QCOW2
+from hvcore_fake.sealed import key_of, seal
 from hvcore_fake.world import World, process_key
 
 
@@ -59,6 +65,8 @@ def profile(options: Mapping[str, str]) -> ConformanceProfile:
         guest_writes=_guest_writes,
         failing_target=_failing_target,
         migration={"tls": False},
+        intruder=_intruder,
+        encrypted=_encrypted,
         postcopy=EarlyMigration(
             definition=lambda name, directory: _definition(name, directory),
             policy={"tls": False, "downtime_limit": "1ms", "postcopy": {"after_passes": 1}},
@@ -116,6 +124,30 @@ def _make_busy(driver: Driver, name: str) -> None:
 
 def _guest_writes(driver: Driver, name: str, uuid: str, offset: int, count: int, value: int) -> None:
     World.of(driver).guest_writes(name, uuid, offset, bytes([value]) * count)
+
+
+@contextlib.contextmanager
+def _intruder(target: MigrationTarget, uuid: str) -> Iterator[Callable[[int, bytes], bool]]:
+    yield lambda offset, data: write_taken(target.address, uuid, offset, data)
+
+
+def _encrypted(directory: str, content: bytes, secret: bytes) -> EncryptedDisk:
+    path, secret_file = (os.path.join(directory, name) for name in ("encrypted.raw", "secret"))
+    with open(secret_file, "wb") as file:
+        file.write(secret)
+    with open(path, "wb") as file:
+        blocks = {at // BLOCK: content[at : at + BLOCK] for at in range(0, len(content), BLOCK)}
+        seal(file.fileno(), len(content), blocks, key_of(secret_file))
+
+    def opens(secret: bytes) -> bytes | None:
+        try:
+            size, blocks = read_disk(path, "raw", hashlib.sha256(secret).hexdigest())
+        except ValueError:
+            return None
+        return b"".join(blocks.get(at // BLOCK, b"").ljust(BLOCK, b"\0") for at in range(0, size, BLOCK))[:size]
+
+    disk = Disk(path=path, format="raw", params={"encryption": True, "secret_file": secret_file})
+    return EncryptedDisk(disk=disk, secret_file=secret_file, opens=opens)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from hvcore import ALL_DISKS, Disk, Finding, HostError, Instance, MigrationPolicy, make_qcow2, param
+from hvcore_fake.disks import check_secret
 from hvcore_fake.images import image_identity
+from hvcore_fake.parameters import secret_of
 from hvcore_fake.record import MadeImage
+from hvcore_fake.sealed import key_of, seal
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +59,13 @@ def check_copies(policy: MigrationPolicy, instance: Instance, sent: Iterable[Sen
             message = "it is on a server, or only read; it is not copied"
             yield Finding(code="not-possible", path=where, message=message, hint="take it out of copy_disks")
             continue
+        secret_file = secret_of(disk)
+        if secret_file is not None and policy.tls is None:
+            message = "it is encrypted where it is stored, and would be readable on its way"
+            hint = "move it with TLS"
+            yield Finding(code="not-possible", path=f"{where}.params.encryption", message=message, hint=hint)
+        if secret_file is not None:
+            yield from check_secret(secret_file, f"{where}.params.secret_file")
         image = known.get((disk.uuid or "").lower())
         if image is None or not 0 <= image.size < 2**62 or image.size % 512:
             message = f"the source does not say how large disk {disk.uuid} is"
@@ -93,18 +103,28 @@ def plan_images(
     return tuple(made), images
 
 
-def make_images(made: Iterable[MadeImage], images: dict[str, SentImage]) -> None:
+def make_images(made: Iterable[MadeImage], images: dict[str, SentImage], disks: Iterable[Disk]) -> None:
     """Make them. What shows that one was made here stays beside it until `keep_images` or `remove_images`.
+
+    Args:
+        made: the images.
+        images: what the source says of each, by path.
+        disks: the disks that they are of.
 
     Raises:
         HostError: one cannot be made.
     """
+    secrets_of = {disk.path: secret_of(disk) for disk in disks}
     for each in made:
+        secret_file = secrets_of.get(each.path)
         try:
+            key = "" if secret_file is None else key_of(secret_file)
             flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if each.part else os.O_TRUNC
             fd = os.open(each.part or each.path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
             try:
-                if each.format == "qcow2":
+                if key:
+                    seal(fd, images[each.path].size, {}, key)
+                elif each.format == "qcow2":
                     make_qcow2(fd, images[each.path].size)
                 else:
                     os.ftruncate(fd, images[each.path].size)

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator
 
 from hvcore import Disk, Finding, Instance
 from hvcore_fake.account import listed_names, look
+from hvcore_fake.parameters import secret_of
+from hvcore_fake.sealed import is_sealed, key_of
 from hvcore_fake.world import World
 
 _QCOW2 = b"QFI\xfb"
+_HEAD = 8
 
 
 def check_disks(instance: Instance) -> list[Finding]:
@@ -36,6 +39,18 @@ def check_use(world: World, instance: Instance) -> list[Finding]:
         and theirs.path is not None
         and _same_file(mine.path, theirs.path)
     ]
+
+
+def check_secret(path: str, where: str) -> Iterator[Finding]:
+    """Everything that stands against using a file as the secret of a disk."""
+    try:
+        key_of(path)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        yield Finding(code="secret-unusable", path=where, message=message)
+    except ValueError as error:
+        hint = "write the secret into it, and nothing else"
+        yield Finding(code="secret-unusable", path=where, message=str(error), hint=hint)
 
 
 def _open_disks(world: World, name: str, own: str) -> Iterable[Disk]:
@@ -65,13 +80,21 @@ def _check(disk: Disk, where: str) -> Iterator[Finding]:
     try:
         # Only read: a plan opens nothing for writing.
         with open(path, "rb", buffering=0) as file:
-            header = file.read(len(_QCOW2))
+            header = file.read(_HEAD)
         if not disk.read_only and not os.access(path, os.W_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         yield Finding(code="disk-unusable", path=f"{where}.path", message=f"cannot open {path}: {error.strerror}")
         return
-    if (disk.format == "qcow2") is not (header == _QCOW2):
+    secret_file = secret_of(disk)
+    if secret_file is not None:
+        yield from check_secret(secret_file, f"{where}.params.secret_file")
+    if is_sealed(header) is not (secret_file is not None):
+        words = "is not encrypted" if secret_file is not None else "is encrypted"
+        message = f"{path} {words}"
+        yield Finding(code="disk-format", path=f"{where}.params.encryption", message=message, hint="correct that")
+        return
+    if (disk.format == "qcow2") is not (header[: len(_QCOW2)] == _QCOW2):
         words = "a qcow2 image" if header == _QCOW2 else "no qcow2 image"
         message = f"{path} is declared {disk.format} and is {words}"
         yield Finding(code="disk-format", path=f"{where}.format", message=message, hint="correct the format")

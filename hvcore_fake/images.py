@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import struct
+import zlib
 
 from hvcore import make_qcow2, read_qcow2
+from hvcore_fake.sealed import seal, unseal
 
 BLOCK = 1 << 16
 """Bytes of a block: what is kept track of, and copied, as one."""
@@ -15,19 +17,35 @@ BLOCK = 1 << 16
 _ENTRY = 8
 _SPAN = BLOCK // _ENTRY
 _COPIED = 1 << 63
+_COMPRESSED = 1 << 62
+_SECTORS_AT = 54
+"""Where the number of sectors after the first is in the entry of a compressed cluster, for clusters of 64 KiB."""
+
+_SECTOR = 512
+_WINDOW = 12
+"""Of deflate: QEMU has no more room for what it looks back at."""
+
 _L1_AT = 40
 _COUNTS_AT = 2 * BLOCK
 _MOST = BLOCK // 2
 """Clusters that one block of reference counts counts: a modelled disk holds no more than 2 GiB."""
 
 
-def read_disk(path: str, image_format: str) -> tuple[int, dict[int, bytes]]:
+def read_disk(path: str, image_format: str, key: str = "") -> tuple[int, dict[int, bytes]]:
     """Bytes of a disk, and its blocks by number, without those that hold zeros only.
 
+    Args:
+        path: its image.
+        image_format: how it is in that.
+        key: what opens an encrypted one; empty for one that is not.
+
     Raises:
-        ValueError: it is no image of its format.
+        ValueError: it is no image of its format, or the key is wrong.
         OSError: it cannot be read.
     """
+    if key:
+        with open(path, "rb", buffering=0) as file:
+            return unseal(file.fileno(), key)
     if image_format == "qcow2":
         return read_qcow2(path)
     found: dict[int, bytes] = {}
@@ -42,18 +60,25 @@ def read_disk(path: str, image_format: str) -> tuple[int, dict[int, bytes]]:
     return size, found
 
 
-def write_disk(path: str, image_format: str, offset: int, data: bytes) -> None:
+def write_disk(path: str, image_format: str, offset: int, data: bytes, key: str = "") -> None:
     """Write something to a disk that is there.
+
+    Args:
+        path: its image.
+        image_format: how it is in that.
+        offset: where, in bytes.
+        data: what.
+        key: what opens an encrypted one; empty for one that is not.
 
     Raises:
         ValueError: it is no image of its format, or has no such place.
         OSError: it cannot be written.
     """
-    size, blocks = read_disk(path, image_format)
+    size, blocks = read_disk(path, image_format, key)
     if not 0 <= offset <= offset + len(data) <= size:
         raise ValueError(f"{path} has {size} bytes")
     with open(path, "r+b", buffering=0) as file:
-        if image_format != "qcow2":
+        if image_format != "qcow2" and not key:
             os.pwrite(file.fileno(), data, offset)
             return
         for number in touched(offset, len(data)):
@@ -63,11 +88,21 @@ def write_disk(path: str, image_format: str, offset: int, data: bytes) -> None:
             block[first - start : last - start] = data[first - offset : last - offset]
             blocks[number] = bytes(block)
         file.truncate(0)
-        write_image(file.fileno(), size, blocks)
+        if key:
+            seal(file.fileno(), size, {n: block[: size - n * BLOCK] for n, block in blocks.items()}, key)
+        else:
+            write_image(file.fileno(), size, blocks)
 
 
-def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, bytes]) -> None:
+def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, bytes], key: str = "") -> None:
     """Let an image that is there hold some blocks, and nothing else.
+
+    Args:
+        path: the image.
+        image_format: how the disk is in it.
+        size: bytes of the disk.
+        blocks: the blocks by number.
+        key: what it is encrypted with; empty for one that is not.
 
     Raises:
         ValueError: it is too large.
@@ -75,6 +110,9 @@ def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, byte
     """
     with open(path, "r+b", buffering=0) as file:
         file.truncate(0)
+        if key:
+            seal(file.fileno(), size, blocks, key)
+            return
         if image_format == "qcow2":
             write_image(file.fileno(), size, blocks)
             return
@@ -83,7 +121,9 @@ def replace_disk(path: str, image_format: str, size: int, blocks: dict[int, byte
             os.pwrite(file.fileno(), block, number * BLOCK)
 
 
-def write_image(fd: int, size: int, blocks: dict[int, bytes], base: str | None = None) -> None:
+def write_image(
+    fd: int, size: int, blocks: dict[int, bytes], base: str | None = None, *, compress: bool = False
+) -> None:
     """Write a qcow2 image that holds some blocks.
 
     Args:
@@ -91,6 +131,7 @@ def write_image(fd: int, size: int, blocks: dict[int, bytes], base: str | None =
         size: bytes of the disk.
         blocks: what it holds, by number.
         base: name of the image it is on, which has the rest.
+        compress: store what becomes smaller by it compressed, as QEMU reads it.
 
     Raises:
         ValueError: it is too large.
@@ -99,19 +140,33 @@ def write_image(fd: int, size: int, blocks: dict[int, bytes], base: str | None =
     make_qcow2(fd, size, base)
     first = os.fstat(fd).st_size // BLOCK
     tables = sorted({number // _SPAN for number in blocks})
-    total = first + len(tables) + len(blocks)
-    if total > _MOST:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     l1_at = struct.unpack(">Q", os.pread(fd, 8, _L1_AT))[0]
-    place = {number: first + len(tables) + index for index, number in enumerate(sorted(blocks))}
+    entries: dict[int, int] = {}
+    end = (first + len(tables)) * BLOCK
+    # Those that are stored whole first: they begin where a cluster does.
+    stored = {number: block.ljust(BLOCK, b"\0") for number, block in sorted(blocks.items())}
+    packed = {number: small for number, block in stored.items() if (small := _deflated(block))} if compress else {}
+    for number in (number for number in stored if number not in packed):
+        _place(fd, end, stored[number])
+        entries[number] = end | _COPIED
+        end += BLOCK
+    counts = [1] * (end // BLOCK)
+    for number, small in packed.items():
+        _place(fd, end, small)
+        last = end + len(small) - 1
+        entries[number] = _COMPRESSED | (last // _SECTOR - end // _SECTOR) << _SECTORS_AT | end
+        # A cluster of the file is counted once for each that has a part of it.
+        counts += [0] * (last // BLOCK + 1 - len(counts))
+        for cluster in range(end // BLOCK, last // BLOCK + 1):
+            counts[cluster] += 1
+        end = last + 1
     for index, table in enumerate(tables):
         at = (first + index) * BLOCK
-        entries = [_entry(place.get(table * _SPAN + within)) for within in range(_SPAN)]
-        os.pwrite(fd, struct.pack(f">{_SPAN}Q", *entries), at)
+        row = [entries.get(table * _SPAN + within, 0) for within in range(_SPAN)]
+        os.pwrite(fd, struct.pack(f">{_SPAN}Q", *row), at)
         os.pwrite(fd, struct.pack(">Q", at | _COPIED), l1_at + table * _ENTRY)
-    for number, cluster in place.items():
-        os.pwrite(fd, blocks[number].ljust(BLOCK, b"\0"), cluster * BLOCK)
-    os.pwrite(fd, struct.pack(">H", 1) * total, _COUNTS_AT)
+    os.pwrite(fd, struct.pack(f">{len(counts)}H", *counts), _COUNTS_AT)
+    os.ftruncate(fd, len(counts) * BLOCK)
 
 
 def image_identity(path: str) -> str:
@@ -141,8 +196,17 @@ def touched(offset: int, length: int) -> range:
     return range(offset // BLOCK, -(-(offset + length) // BLOCK))
 
 
-def _entry(cluster: int | None) -> int:
-    return 0 if cluster is None else cluster * BLOCK | _COPIED
+def _deflated(block: bytes) -> bytes | None:
+    """A block compressed as in a qcow2 image; ``None`` when that makes it no smaller."""
+    packer = zlib.compressobj(wbits=-_WINDOW)
+    small = packer.compress(block) + packer.flush()
+    return small if len(small) < len(block) else None
+
+
+def _place(fd: int, at: int, data: bytes) -> None:
+    if at + len(data) > _MOST * BLOCK:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    os.pwrite(fd, data, at)
 
 
 def _next_data(fd: int, at: int) -> int:

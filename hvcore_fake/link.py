@@ -7,7 +7,7 @@ import os
 import attrs
 
 from hvcore import Cause, Directories, InstanceState, MigrationPhase, RecordError
-from hvcore_fake.images import opened_path, read_disk, replace_disk
+from hvcore_fake.images import opened_path, read_disk, replace_disk, write_disk
 from hvcore_fake.record import Connection, Process, Sending
 from hvcore_fake.store import Store
 
@@ -48,11 +48,26 @@ def copy_disks(process: Process, sending: Sending) -> bool:
         try:
             if there is None:
                 return False
-            size, blocks = read_disk(opened_path(backend.source, backend.identity), backend.format)
-            replace_disk(opened_path(there.source, there.identity), there.format, size, blocks)
+            size, blocks = read_disk(opened_path(backend.source, backend.identity), backend.format, backend.key)
+            replace_disk(opened_path(there.source, there.identity), there.format, size, blocks, there.key)
         except (OSError, ValueError):
             return False
     return True
+
+
+def write_taken(target: str, ident: str, offset: int, data: bytes) -> bool:
+    """Write to a disk at the other end, as the source of its guest does; says whether that was taken."""
+    there = _process(target)
+    backends = () if there is None or ident not in there.takes else there.backends
+    for backend in backends:
+        if backend.ident == ident:
+            try:
+                path = opened_path(backend.source, backend.identity)
+                write_disk(path, backend.format, offset, data, backend.key)
+            except (OSError, ValueError):
+                return False
+            return True
+    return False
 
 
 def deliver(target: str, source: str, guest: Process, *, whole: bool = True) -> bool:

@@ -99,7 +99,7 @@ def accept(call: Call, info: MigrationInfo, policy: MigrationPolicy, foreign: bo
             call.in_time()
             effects.effect("directory", lambda: world.store.make(directory), files=(directory,))
             if made:
-                effects.effect("image", lambda: make_images(made, images), undo=lambda: remove_images(made))
+                effects.effect("image", lambda: make_images(made, images, copied), undo=lambda: remove_images(made))
             held = (connection_key(name), *process_keys(name))
             takes = tuple(disk.uuid or "" for disk in copied)
             effects.effect("process", lambda: world.spawn(instance, incoming=True, takes=takes), files=held)

@@ -96,7 +96,8 @@ class Moving(Processes):
 
     def let_in(self, name: str, was: InstanceState, because: Cause) -> None:
         """Let a guest that has arrived go on as it was."""
-        process = self._living(name)
+        # From here on nobody else writes to its disks.
+        process = attrs.evolve(self._living(name), takes=())
         if was is InstanceState.RUNNING:
             self._write(guest.thaw(process, self.clock()))
             self.events.append(name, "RESUME")

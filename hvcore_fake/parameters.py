@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from hvcore import (
+    Disk,
     Finding,
     FindingSet,
     Instance,
@@ -121,6 +122,25 @@ class GuestParameters:
     )
 
 
+@attrs.frozen(kw_only=True)
+class DiskParameters:
+    """How a disk is stored."""
+
+    encryption: bool = param(default=False, summary="The image is encrypted as a whole, with format raw.")
+    secret_file: str | None = param(
+        default=None,
+        checks=(checks.absolute_path,),
+        summary="File that holds the secret of an encrypted image, in one line.",
+    )
+
+
+def _together(parameters: DiskParameters) -> Iterator[Finding]:
+    if parameters.encryption != (parameters.secret_file is not None):
+        where = "secret_file" if parameters.encryption else "encryption"
+        message = "is needed: encryption and secret_file go together"
+        yield Finding(code="missing-parameter", path=where, message=message)
+
+
 def _order(parameters: GuestParameters) -> Iterator[Finding]:
     panic, off = parameters.panic_after, parameters.power_off_after
     if panic is not None and off is not None and panic > off:
@@ -131,11 +151,12 @@ def _order(parameters: GuestParameters) -> Iterator[Finding]:
 _SECRETS = frozenset(("console_password",))
 
 SECTION = ParameterSection(title="Guest", place="instance", fields=GuestParameters, rules=(_order,))
+DISK_SECTION = ParameterSection(title="Disk", place="disk", fields=DiskParameters, rules=(_together,))
 
 
 def parameter_table() -> ParameterTable:
     """Every parameter of the driver."""
-    return ParameterTable(sections=(SECTION,))
+    return ParameterTable(sections=(SECTION, DISK_SECTION))
 
 
 def check_syntax(instance: Instance, foreign: bool) -> FindingSet:
@@ -147,7 +168,12 @@ def check_syntax(instance: Instance, foreign: bool) -> FindingSet:
     """
     _, findings = structure_sections((SECTION,), instance.params, "params")
     for index, disk in enumerate(instance.disks):
-        findings += structure_sections((), disk.params, f"disks[{index}].params")[1]
+        records, wrong = structure_sections((DISK_SECTION,), disk.params, f"disks[{index}].params")
+        findings += wrong
+        if not wrong and records[DiskParameters].encryption and disk.format != "raw":
+            message = f"an encrypted disk of format {disk.format} is not modelled"
+            where = f"disks[{index}].params.encryption"
+            findings.append(Finding(code="not-supported", path=where, message=message, hint="use format raw"))
     for index, nic in enumerate(instance.nics):
         findings += structure_sections((), nic.params, f"nics[{index}].params")[1]
     if foreign:
@@ -166,6 +192,13 @@ def guest_parameters(instance: Instance) -> GuestParameters:
     records, _ = structure_sections((SECTION,), instance.params, "params")
     found: GuestParameters = records[GuestParameters]
     return found
+
+
+def secret_of(disk: Disk) -> str | None:
+    """The file with the secret of a disk whose parameters have no errors; ``None`` for one that is not encrypted."""
+    records, _ = structure_sections((DISK_SECTION,), disk.params, "params")
+    found: DiskParameters = records[DiskParameters]
+    return found.secret_file
 
 
 def _unknown_plugins(instance: Instance) -> Iterator[Finding]:

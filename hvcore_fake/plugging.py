@@ -10,9 +10,10 @@ import attrs
 
 from hvcore import Disk, HypervisorRefused, Instance, Nic
 from hvcore_fake import yielding
-from hvcore_fake.images import image_identity
-from hvcore_fake.parameters import GuestParameters, guest_parameters
+from hvcore_fake.images import image_identity, read_disk
+from hvcore_fake.parameters import GuestParameters, guest_parameters, secret_of
 from hvcore_fake.record import Attached, Backend, Client, Process
+from hvcore_fake.sealed import HEADER, key_of
 from hvcore_fake.tracking import Tracking
 
 DISK_SIZE = 2**30
@@ -173,7 +174,22 @@ def as_backend(device: Disk | Nic) -> Backend:
         raise HypervisorRefused("open", "GenericError", f"Unsupported qcow2 version {version} of {device.path}")
     identity = "" if device.path is None else image_identity(device.path)
     source = device.path or device.uri or ""
-    return Backend(ident=device.uuid or "", source=source, format=device.format, identity=identity)
+    key = _key(device)
+    return Backend(ident=device.uuid or "", source=source, format=device.format, identity=identity, key=key)
+
+
+def _key(disk: Disk) -> str:
+    """What opens the image of an encrypted disk; empty for one that is not."""
+    secret_file = secret_of(disk)
+    if secret_file is None or disk.path is None:
+        return ""
+    try:
+        key = key_of(secret_file)
+        read_disk(disk.path, disk.format, key)
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise HypervisorRefused("open", "GenericError", f"{disk.path}: {words}") from error
+    return key
 
 
 def _media(behaviour: GuestParameters) -> tuple[str, ...]:
@@ -186,7 +202,8 @@ def _size(disk: Disk) -> int:
     if disk.format == "qcow2":
         return _header(disk)[1] or DISK_SIZE
     try:
-        return os.stat(disk.path).st_size or DISK_SIZE
+        header = 0 if secret_of(disk) is None else HEADER
+        return max(0, os.stat(disk.path).st_size - header) or DISK_SIZE
     except OSError:
         return DISK_SIZE
 

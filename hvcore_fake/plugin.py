@@ -16,6 +16,7 @@ from hvcore import (
     InstanceInfo,
     InstanceInfos,
     InstanceListing,
+    InterruptedInstances,
     InvalidParameters,
     MigrationCompatibility,
     MigrationInfo,
@@ -53,9 +54,11 @@ _CAPABILITIES = (
     Capability.PAUSE,
     Capability.SAVE_RESTORE,
     Capability.RECOVER,
+    Capability.LIST_INTERRUPTED,
     Capability.SNAPSHOT,
     Capability.SNAPSHOT_EXTERNAL,
     Capability.BACKUP,
+    Capability.BACKUP_COMPRESSION,
     Capability.STATS,
     Capability.VERIFY_INSTANCE,
     Capability.HOTPLUG,
@@ -196,6 +199,11 @@ class FakeDriver(DeviceHooks, SnapshotHooks, BackupHooks):
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Compare the record of an instance with reality."""
         return self._run("verify_instance", name, deadline, lambda call: queries.verify_instance(call.world, name))
+
+    @hookimpl
+    def hv_list_interrupted(self, deadline: Deadline) -> InterruptedInstances:
+        """Name those that something was left half done with."""
+        return self._run("list_interrupted", None, deadline, lambda call: queries.list_interrupted(call.world))
 
     @hookimpl
     def hv_versions_safe_for_migration(self, source: str, destination: str) -> MigrationCompatibility:

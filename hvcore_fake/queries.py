@@ -21,6 +21,7 @@ from hvcore import (
     InstanceListing,
     InstanceName,
     InstanceNotFound,
+    InterruptedInstances,
     NodeInfo,
     Severity,
     format_size,
@@ -29,7 +30,7 @@ from hvcore import (
 from hvcore_fake import yielding
 from hvcore_fake.account import Account, listed_names, look
 from hvcore_fake.plugging import devices_of
-from hvcore_fake.transaction import JOURNALS, journal_key
+from hvcore_fake.transaction import JOURNAL_SUFFIX, JOURNALS, journal_key
 from hvcore_fake.world import World
 
 HYPERVISOR = "fake-hypervisor"
@@ -41,14 +42,18 @@ _EVENT_POLL = 0.002
 
 
 def list_instances(world: World) -> InstanceListing:
-    """The instances that hold something on this host, if it is only the journal of something half done."""
+    """The instances that hold something on this host."""
     found = []
-    half_done = world.store.names(JOURNALS, ".jsonl") if world.store.exists(JOURNALS) else ()
-    for name in sorted({*listed_names(world), *half_done}):
+    for name in listed_names(world):
         process = world.process(name)
         pid = None if process is None else process.pid
         found.append(InstanceName(name=name, alive=process is not None, pid=pid))
     return InstanceListing(instances=tuple(found))
+
+
+def list_interrupted(world: World) -> InterruptedInstances:
+    """Name the instances that have a journal: something was left half done with them, or is being done."""
+    return InterruptedInstances(names=world.store.names(JOURNALS, JOURNAL_SUFFIX))
 
 
 def instance_info(world: World, name: str) -> InstanceInfo:
@@ -82,7 +87,7 @@ def verify_instance(world: World, name: str) -> FindingSet:
 
 def verify_host(world: World) -> FindingSet:
     """What keeps the driver from working well."""
-    names = {*listed_names(world), *world.store.names(JOURNALS, ".jsonl")}
+    names = {*listed_names(world), *list_interrupted(world).names}
     findings = []
     for name in sorted(names):
         account = look(world, name)

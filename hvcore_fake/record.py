@@ -131,12 +131,14 @@ class Backend:
         source: the image or the network.
         format: how a disk is in its image.
         identity: what tells the image from every other, whatever it is called by now.
+        key: what opens it, made of its secret; empty for one that is not encrypted.
     """
 
     ident: str
     source: str
     format: str = ""
     identity: str = ""
+    key: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -182,7 +184,7 @@ class Process:
         stood: seconds for which its virtual CPUs did not run.
         shown: the system UUID and the hardware addresses that its guest sees.
         checkpoints: what was written since them, checkpoint by checkpoint.
-        takes: uuids of the disks that a process that waits for a guest takes with it.
+        takes: uuids of the disks that a process that waits for a guest takes with it, and lets its source write to.
     """
 
     name: str

@@ -40,7 +40,8 @@ class Tracking(Moving):
             if process.state is not InstanceState.RUNNING or backend is None or process.device(ident) is None:
                 return False
             try:
-                write_disk(opened_path(backend.source, backend.identity), backend.format, offset, data)
+                path = opened_path(backend.source, backend.identity)
+                write_disk(path, backend.format, offset, data, backend.key)
             except (OSError, ValueError):
                 return False
             numbers = touched(offset, len(data))

@@ -13,11 +13,12 @@ from hvcore_fake.faults import FaultPlan, HostCrash
 from hvcore_fake.world import World
 
 JOURNALS = "state/journals/"
+JOURNAL_SUFFIX = ".jsonl"
 
 
 def journal_key(name: str) -> str:
     """The journal of the operation on an instance that is under way, or was left half done."""
-    return f"{JOURNALS}{name}.jsonl"
+    return f"{JOURNALS}{name}{JOURNAL_SUFFIX}"
 
 
 @attrs.define(kw_only=True)

@@ -243,9 +243,13 @@ class InstanceDirectory:
         return self._fds[path]
 
 
-def instance_names(directories: Directories) -> Iterator[str]:
-    """Names of all instances that have a volatile directory, sorted."""
-    path = os.path.join(directories.state, "instances")
+def instance_names(directories: Directories, *, data: bool = False) -> Iterator[str]:
+    """Names of all instances that have a volatile directory, sorted; or of those that have one for kept records.
+
+    Raises:
+        HostError: they cannot be read.
+    """
+    path = os.path.join(directories.data if data else directories.state, "instances")
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except FileNotFoundError:

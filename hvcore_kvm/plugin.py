@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         InstanceInfos,
         InstanceListing,
         InstanceStats,
+        InterruptedInstances,
         MigrationCompatibility,
         MigrationInfo,
         MigrationPolicy,
@@ -73,6 +74,7 @@ CLAIMS = (
         reason="QEMU has to be 7.1 or later, and has to see all that is written to the disk",
     ),
     Claim(capability=Capability.RECOVER),
+    Claim(capability=Capability.LIST_INTERRUPTED),
     Claim(
         capability=Capability.SNAPSHOT,
         level=ClaimLevel.CONDITIONAL,
@@ -341,6 +343,14 @@ class KvmDriver:
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         """Where record and reality differ."""
         return self._operations.verify_instance(name, deadline)
+
+    @hookimpl
+    def hv_list_interrupted(self, deadline: Deadline) -> InterruptedInstances:
+        """Those that something was left half done with."""
+        from hvcore_kvm.snapshots.interruptions import list_interrupted
+
+        del deadline
+        return list_interrupted(self._context.directories)
 
     @hookimpl
     def hv_get_instance_console(self, name: str, kind: str | None, deadline: Deadline) -> Console:

@@ -123,7 +123,7 @@ def cleanup_command(session: Session, name: str, timeout: float | None) -> None:
 def recover_command(session: Session, name: str | None, timeout: float | None) -> int:
     """Put in order what a killed program left half done.
 
-    One instance, or all of them. Ends with 1 when something could not be put in order.
+    One instance, or all of them, stopped ones too. Ends with 1 when something could not be put in order.
     """
     output = session.output()
     with session.driver() as driver:

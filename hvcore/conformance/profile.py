@@ -18,6 +18,7 @@ from hvcore.driver import Driver
 from hvcore.errors import LoadError
 from hvcore.findings import Finding, FindingSet
 from hvcore.model.instance import Disk, Instance
+from hvcore.model.migration import MigrationTarget
 
 PROFILE_GROUP = "hvcore.conformance_profiles"
 
@@ -97,6 +98,25 @@ class FailingTarget:
 
 
 @attrs.frozen(kw_only=True)
+class EncryptedDisk:
+    """A disk that is encrypted where it is stored, with a secret in a file.
+
+    Attributes:
+        disk: the disk, with an image.
+        secret_file: the file, which the definition names; the driver reads it when it starts or accepts an instance.
+        opens: what its image holds now, by its path, for somebody who has a secret; ``None`` with a wrong one.
+    """
+
+    disk: Disk
+    secret_file: str
+    opens: Callable[[bytes], bytes | None]
+
+
+WriteFromAfar = Callable[[int, bytes], bool]
+"""Writes bytes to a place of a disk from another host; says whether that was taken."""
+
+
+@attrs.frozen(kw_only=True)
 class ConformanceProfile:
     """How to test one driver.
 
@@ -143,6 +163,9 @@ class ConformanceProfile:
             fail, and puts it away.
         migration: policy for a migration to the second host of the checks, the same driver on other directories
             of this host, reached at 127.0.0.1.
+        intruder: connects from another host to a disk that is copied to this one, as its source does, and lets go of
+            it; takes what `accept_instance` has returned and the uuid of the disk. Who cannot connect cannot write.
+        encrypted: makes, in a directory, a disk that is encrypted with a secret and holds some bytes.
         postcopy: how a guest of it goes over early.
         absent: what does not exist with this hypervisor: a field of this record, and the reason.
         families: how the plugins of the driver's families are tested, by the word on the command line.
@@ -181,6 +204,8 @@ class ConformanceProfile:
     guest_writes: Callable[[Driver, str, str, int, int, int], None] | None = None
     failing_target: Callable[[Driver, str, int], AbstractContextManager[FailingTarget]] | None = None
     migration: Mapping[str, Any] | None = None
+    intruder: Callable[[MigrationTarget, str], AbstractContextManager[WriteFromAfar]] | None = None
+    encrypted: Callable[[str, bytes, bytes], EncryptedDisk] | None = None
     postcopy: EarlyMigration | None = None
     absent: Mapping[str, str] = attrs.field(factory=dict)
     families: Mapping[str, FamilySuite] = attrs.field(factory=dict)

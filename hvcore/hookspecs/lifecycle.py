@@ -231,7 +231,8 @@ def hv_cleanup_instance(name: str, deadline: Deadline) -> Transition:
 def hv_recover(name: str, deadline: Deadline) -> Recovery:
     """Complete or undo whatever a killed host application left half done with one instance.
 
-    The facade calls it for every listed instance in turn, each under its lock, when the host names none.
+    The facade calls it for every listed instance in turn, each under its lock, when the host names none; and for those
+    that `hv_list_interrupted` names, where the driver has it.
 
     Args:
         name: name of the instance.

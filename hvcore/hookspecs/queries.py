@@ -9,6 +9,7 @@ from hvcore.hookspecs.markers import hookspec
 if TYPE_CHECKING:
     from hvcore.deadline import Deadline
     from hvcore.findings import FindingSet
+    from hvcore.model.recovery import InterruptedInstances
     from hvcore.model.state import InstanceInfo, InstanceInfos, InstanceListing, InstanceStats
 
 
@@ -98,4 +99,27 @@ def hv_verify_instance(name: str, deadline: Deadline) -> FindingSet:
     Errors: `InstanceNotFound`.
 
     Capability: ``verify-instance``. Since: 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def hv_list_interrupted(deadline: Deadline) -> InterruptedInstances:
+    """Name the instances with which something was left half done although `hv_list_instances` leaves them out.
+
+    A stopped instance can have its snapshots changed, and whoever does that can be killed. The facade adds these names
+    to the listed ones when the host lets it recover without a name. Instances that are listed need not be named: they
+    are looked at in any case.
+
+    Asks no instance anything and takes no lock: one that something is being done with now may be named as well. Looks
+    at what is kept about each instance once, and never into its disks.
+
+    Args:
+        deadline: by when to be done.
+
+    Returns:
+        Names, sorted; none when nothing was left half done.
+
+    Errors: `HostError`.
+
+    Capability: ``list-interrupted``. Since: 0.1.
     """

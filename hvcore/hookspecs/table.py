@@ -113,6 +113,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _row("get_all_instances_info", timeout=5.0),
         _row("get_instance_stats", Capability.STATS, timeout=5.0),
         _row("verify_instance", Capability.VERIFY_INSTANCE, timeout=10.0),
+        _row("list_interrupted", Capability.LIST_INTERRUPTED, timeout=10.0),
     ),
     *_topic(
         "devices",

@@ -27,3 +27,14 @@ class Recovery:
     """Everything that was found and done."""
 
     instances: tuple[RecoveredInstance, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class InterruptedInstances:
+    """The instances that something may have been left half done with, although they are not listed.
+
+    Attributes:
+        names: their names, sorted.
+    """
+
+    names: tuple[str, ...] = ()

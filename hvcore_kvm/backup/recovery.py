@@ -100,13 +100,18 @@ def read_backup(directory: InstanceDirectory) -> BackupRecord | None:
 
 
 def recover_backup(directory: InstanceDirectory, deadline: Deadline) -> RecoveredInstance | None:
-    """Put in order a backup that was interrupted, of an instance that lives; ``None`` when there is none.
+    """Put in order a backup that was interrupted, whether the instance still lives or not; ``None`` for none.
 
-    Of one that does not, what is left goes with everything else it has left.
+    Args:
+        directory: the instance's. The caller holds its lock.
+        deadline: by when to be done.
+
+    Raises:
+        OutcomeUnknown: QEMU does not answer.
+        DeadlineExceeded: a job of it does not end.
     """
     record = read_backup(directory)
-    identity = None if record is None else read_identity(directory)
-    if record is None or identity is None or not process.is_alive(identity):
+    if record is None:
         return None
     whole = settle(directory, record, deadline, forward=True)
     detail = "all of it is there" if whole else "nothing of it is left"

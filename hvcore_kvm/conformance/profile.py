@@ -6,6 +6,7 @@ Option ``accel``: ``tcg``, which is the default and runs everywhere, or ``kvm``.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -23,6 +24,8 @@ import attrs
 from hvcore import ConformanceProfile, Deadline, Driver, EarlyMigration, Instance, LiveParameter, PasswordConsole, Size
 from hvcore_kvm.conformance import devices
 from hvcore_kvm.conformance.console_client import SerialClient
+from hvcore_kvm.conformance.encrypted_disk import encrypted_disk
+from hvcore_kvm.conformance.nbd_client import intruder
 from hvcore_kvm.conformance.nbd_server import failing_server
 from hvcore_kvm.directory import EVENTS
 from hvcore_kvm.runtime import PROCESS
@@ -91,6 +94,8 @@ def _of_driver(accel: str) -> ConformanceProfile:
         ),
         failing_target=lambda _driver, _directory, size: failing_server(size),
         migration={"tls": False},
+        intruder=intruder,
+        encrypted=encrypted_disk if _may_encrypt() else None,
         postcopy=EarlyMigration(
             definition=lambda name, directory: attrs.evolve(_definition(name, directory, accel), security_model="none"),
             policy={"tls": False, "max_bandwidth": "16MiB", "postcopy": {"after_passes": 1}},
@@ -263,6 +268,11 @@ def _may_fetch() -> bool:
             return os.geteuid() == 0 or file.read().strip() != "0"
     except OSError:
         return True  # Linux before 5.2, which asks nobody
+
+
+def _may_encrypt() -> bool:
+    """There is what makes encrypted disks here, and what makes certificates to move them with."""
+    return shutil.which("qemu-img") is not None and importlib.util.find_spec("cryptography") is not None
 
 
 def _tell_to_end(driver: Driver, name: str, command: bytes) -> None:

@@ -147,7 +147,7 @@ def withdraw_nodes(monitor: Monitor, layers: Sequence[str]) -> None:
 def _let_be(monitor: Monitor, late: str) -> None:
     """Let QEMU do something for a moment, if there is time left."""
     if monitor.deadline.expired:
-        raise DeadlineExceeded(late, hint="'hv recover' with its name completes it")
+        raise DeadlineExceeded(late, hint="'hv recover' completes it")
     monitor.pause()
 
 

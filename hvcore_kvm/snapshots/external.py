@@ -287,7 +287,7 @@ class ExternalSnapshots:
         except HypervisorError as error:
             raise OutcomeUnknown(
                 f"{done}, and that could not be completed: {error.message}",
-                hint="'hv recover' with its name completes it",
+                hint="'hv recover' completes it",
             ) from error
 
 

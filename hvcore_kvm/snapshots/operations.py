@@ -377,7 +377,7 @@ class Snapshotter:
                 settle(directory, self.control(directory), deadline)
             except DeadlineExceeded as error:
                 raise OutcomeUnknown(
-                    f"it may be deleted in part: {error.message}", hint="'hv recover' with its name does it"
+                    f"it may be deleted in part: {error.message}", hint="'hv recover' does it"
                 ) from error
             except HypervisorError as error:
                 if not isinstance(error, OutcomeUnknown):
@@ -406,7 +406,7 @@ class Snapshotter:
         except HypervisorError as error:
             raise OutcomeUnknown(
                 f"it has been reverted, and that could not be completed: {error.message}",
-                hint="'hv recover' with its name completes it",
+                hint="'hv recover' completes it",
             ) from error
 
 

@@ -31,7 +31,7 @@ class TakenBack:
             if isinstance(error, HypervisorError):
                 raise OutcomeUnknown(
                     f"{error.message}; and it could not be taken back: {problem.message}",
-                    hint="'hv recover' with its name completes it",
+                    hint="'hv recover' completes it",
                 ) from error
             error.__notes__ = [*getattr(error, "__notes__", ()), f"taking it back: {problem}"]
             return

@@ -85,6 +85,21 @@ def test_recover_says_what_it_found(hv: Hv, instance_file: Path, tmp_path: Path)
     assert not directory.exists()
 
 
+def test_recover_looks_at_what_is_stopped(hv: Hv, instance_file: Path, tmp_path: Path) -> None:
+    """An instance that is not listed is looked at without being named; what cannot be put in order ends with 1."""
+    hv("start", instance_file, "--paused")
+    hv("stop", "web1", "--force")
+    assert json.loads(hv("list", "--json").stdout) == {"instances": []}
+    damaged = tmp_path / "hv" / "data" / "kvm" / "instances" / "web1" / "snapshotting.json"
+    damaged.write_text("no record")
+    recovered = hv("recover")
+    assert recovered.returncode == 1
+    assert recovered.stdout.startswith("web1: unknown failed; ")
+    assert "snapshotting.json" in recovered.stdout
+    damaged.unlink()
+    assert hv("recover").stdout == "nothing was half done\n"
+
+
 def test_a_second_start_ends_with_4(hv: Hv, instance_file: Path) -> None:
     """Running already is a wrong state; with --json the error is a document on standard error."""
     hv("start", instance_file, "--paused")

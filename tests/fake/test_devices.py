@@ -435,6 +435,6 @@ def test_a_password_is_kept_nowhere(driver: Driver, world: World, tmp_path: Path
 
 
 def test_it_claims_what_it_models(driver: Driver) -> None:
-    """Everything but a picture, for it has no display, and compression, for its disks hold next to nothing."""
+    """Everything but a picture, for it has no display."""
     missing = [c.value for c in Capability if not driver.description.claim(c).offered]
-    assert missing == ["backup-compression", "screenshot"]
+    assert missing == ["screenshot"]

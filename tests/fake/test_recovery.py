@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
-from hvcore import Cause, Disk, Driver, Instance, InstanceNotFound, InstanceState, Recovery
-from hvcore_fake import EFFECTS, Fault, FaultPlan, HostCrash, World
+from hvcore import (
+    Capability,
+    Cause,
+    Directories,
+    Disk,
+    Driver,
+    DriverContext,
+    DriverDescription,
+    Instance,
+    InstanceNotFound,
+    InstanceState,
+    Recovery,
+    UnsupportedOperation,
+    hookimpl,
+    load_plugin,
+)
+from hvcore_fake import EFFECTS, FakeDriver, Fault, FaultPlan, HostCrash, World
 
 Load = Callable[..., Driver]
 Files = Callable[[], dict[str, bytes]]
@@ -228,3 +244,47 @@ def test_recovery_in_an_empty_world_does_nothing(driver: Driver) -> None:
     """There is nothing to put in order before anything was started."""
     assert driver.recover().instances == ()
     assert driver.recover("web1").instances == ()
+
+
+def test_what_is_stopped_is_found_by_recovery_of_all(load: Load) -> None:
+    """A stopped instance is not listed; what was left half done with it is named, and put in order without a name."""
+    first = crashing(load, "create_snapshot", "snapshot", "before")
+    first.start_instance(WEB)
+    first.stop_instance("web1", force=True)
+    assert first.list_interrupted().names == ()
+    with pytest.raises(HostCrash):
+        first.create_snapshot(WEB, "first")
+
+    later = load()
+    assert later.list_instances().instances == ()
+    assert later.list_interrupted().names == ("web1",)
+    assert outcomes(later.recover()) == [("create_snapshot", "undone")]
+    assert later.list_interrupted().names == ()
+    assert later.recover().instances == ()
+
+
+class _Older(FakeDriver):
+    """A driver that was written before there was a hook for this."""
+
+    hv_list_interrupted = None  # type: ignore[assignment]
+
+    @hookimpl
+    def hv_describe_driver(self) -> DriverDescription:
+        """Claim what there was then."""
+        found = super().hv_describe_driver()
+        kept = tuple(each for each in found.claims if each.capability is not Capability.LIST_INTERRUPTED)
+        return attrs.evolve(found, claims=kept)
+
+
+def test_a_driver_without_the_hook_recovers_what_is_listed(load: Load, tmp_path: Path) -> None:
+    """It is loaded, and goes on as before; asking it for the names is refused."""
+    with pytest.raises(HostCrash):
+        crashing(load, "pause_instance", "pause", "after").pause_instance(load().start_instance(WEB).name)
+
+    directories = Directories(**{kind: str(tmp_path / kind) for kind in ("state", "data", "cache")}).below("fake")
+    context = DriverContext(name="fake", directories=directories, host_id="older", settings={})
+    with load_plugin(_Older(context), context, label="older") as older:
+        assert outcomes(older.recover()) == [("pause_instance", "completed")]
+        assert older.recover().instances == ()
+        with pytest.raises(UnsupportedOperation, match="list-interrupted"):
+            older.list_interrupted()

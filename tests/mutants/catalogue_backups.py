@@ -18,11 +18,13 @@ from hvcore import (
     OperationFailed,
     Progress,
     hookimpl,
+    read_qcow2,
 )
 from hvcore_fake import FakeDriver
 from hvcore_fake.backup_plan import Wanted
 from hvcore_fake.backups import OnProgress
 from hvcore_fake.checkpoint import Tracked
+from hvcore_fake.images import BLOCK, write_image
 from hvcore_fake.processes import process_key
 
 
@@ -47,11 +49,20 @@ class _Backing(FakeDriver):
         checkpoint: str | None,
         since: str | None,
         bandwidth: int,
+        compress: bool,
         tls: str | None,
         on_progress: OnProgress,
         deadline: Deadline,
     ) -> Backup:
-        wanted = Wanted(target=target, disks=disks, checkpoint=checkpoint, since=since, bandwidth=bandwidth, tls=tls)
+        wanted = Wanted(
+            target=target,
+            disks=disks,
+            checkpoint=checkpoint,
+            since=since,
+            bandwidth=bandwidth,
+            compress=compress,
+            tls=tls,
+        )
         return self.take(name, wanted, on_progress, deadline)
 
     def idents(self, name: str) -> tuple[str, ...]:
@@ -218,3 +229,22 @@ class OneThatIsNotAliveHasNoCheckpoints(FakeDriver):
             return super().hv_list_checkpoints(name, deadline)
         except NotRunning:
             return Checkpoints(name=name)
+
+
+@breaks("BA-10")
+class CompressesNothing(_Backing):
+    def take(self, name: str, wanted: Wanted, on_progress: OnProgress, deadline: Deadline) -> Backup:
+        return self.sound(name, attrs.evolve(wanted, compress=False), on_progress, deadline)
+
+
+@breaks("BA-10")
+class CompressesWhatTheGuestWritesMeanwhile(_Backing):
+    def take(self, name: str, wanted: Wanted, on_progress: OnProgress, deadline: Deadline) -> Backup:
+        taken = self.sound(name, wanted, on_progress, deadline)
+        for disk in taken.disks if wanted.compress else ():
+            size, blocks = read_qcow2(disk.location)
+            blocks[2] = b"later".ljust(BLOCK, b"!")
+            with open(disk.location, "r+b") as file:
+                file.truncate(0)
+                write_image(file.fileno(), size, blocks, disk.base, compress=True)
+        return taken

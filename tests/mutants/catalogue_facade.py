@@ -168,6 +168,17 @@ def until_the_first_fails(self: Any, instance: Any = None, *, timeout: float | N
     return Recovery(instances=tuple(row for each in found for row in each.instances))
 
 
+def only_what_is_listed(self: Any, instance: Any = None, *, timeout: float | None = None) -> Recovery:
+    names = [row.name for row in self.list_instances().instances] if instance is None else [instance]
+    found = [self._named("recover", name, timeout) for name in names]
+    return Recovery(instances=tuple(row for each in found for row in each.instances))
+
+
+@breaks("LC-32")
+class RecoversOnlyWhatIsListed(FakeDriver):
+    replaces = {"hvcore.driver.Driver.recover": only_what_is_listed}
+
+
 @breaks("LC-31")
 class RecoversUntilTheFirstFails(FakeDriver):
     replaces = {"hvcore.driver.Driver.recover": until_the_first_fails}

@@ -30,6 +30,7 @@ from hvcore import (
     InstanceListing,
     InstanceNotFound,
     InstanceState,
+    InterruptedInstances,
     InvalidParameters,
     NodeInfo,
     ParameterSection,
@@ -104,6 +105,33 @@ class AlwaysFindsDrift(FakeDriver):
     @hookimpl
     def hv_verify_instance(self, name: str, deadline: Deadline) -> FindingSet:
         return FindingSet([Finding(code="drift", message="something may be wrong")])
+
+
+@breaks("QU-08")
+class NamesNobodyInterrupted(FakeDriver):
+    @hookimpl
+    def hv_list_interrupted(self, deadline: Deadline) -> InterruptedInstances:
+        return InterruptedInstances()
+
+
+@breaks("QU-08")
+class TakesWhateverRunsForInterrupted(FakeDriver):
+    @hookimpl
+    def hv_list_interrupted(self, deadline: Deadline) -> InterruptedInstances:
+        names = {*super().hv_list_interrupted(deadline).names, *(each.name for each in self._world.processes())}
+        return InterruptedInstances(names=tuple(sorted(names)))
+
+
+@breaks("QU-08")
+class NamesTheInterruptedForEver(FakeDriver):
+    def __init__(self, context: DriverContext) -> None:
+        super().__init__(context)
+        self._named: set[str] = set()
+
+    @hookimpl
+    def hv_list_interrupted(self, deadline: Deadline) -> InterruptedInstances:
+        self._named.update(super().hv_list_interrupted(deadline).names)
+        return InterruptedInstances(names=tuple(sorted(self._named)))
 
 
 class Misreporting(FakeDriver):

@@ -22,6 +22,7 @@ from hvcore import (
     MigrationPolicy,
     MigrationStatus,
     MigrationTarget,
+    MigrationTls,
     NotRunning,
     Transition,
     WrongState,
@@ -286,6 +287,60 @@ class ArrivesWithEmptyDisks(FakeDriver):
         for device in () if process is None else process.attached:
             self._world.guest_writes(info.instance, device.ident, 0, bytes(device.size))
         return done
+
+
+@breaks("MI-15")
+class LetsTheSourceWriteForEver(FakeDriver):
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        before = self._world.process(info.instance)
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        process = self._world.process(info.instance)
+        if process is not None and before is not None:
+            self._world.store.write(process_key(info.instance), attrs.evolve(process, takes=before.takes))
+        return done
+
+
+@breaks("MI-17")
+class CopiesTheEncryptedWhereItCanBeRead(FakeDriver):
+    @hookimpl
+    def hv_accept_instance(
+        self, info: MigrationInfo, address: str, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationTarget:
+        closed = attrs.evolve(policy, tls=policy.tls or MigrationTls())
+        return super().hv_accept_instance(info, address, closed, deadline)
+
+
+@breaks("MI-17")
+class StoresTheCopyAsItIs(FakeDriver):
+    def kept(self, ident: str, key: str) -> str:
+        """What the image of a disk is encrypted with in the end."""
+        return ""
+
+    @hookimpl
+    def hv_finalize_migration_dst(self, info: MigrationInfo, success: bool, deadline: Deadline) -> Transition:
+        done = super().hv_finalize_migration_dst(info, success, deadline)
+        process = self._world.process(info.instance)
+        for backend in () if process is None else process.backends:
+            content = read_disk(backend.source, backend.format, backend.key)
+            replace_disk(backend.source, backend.format, *content, self.kept(backend.ident, backend.key))
+        return done
+
+
+@breaks("MI-17")
+class EncryptsTheCopyWithTheSecretOfTheSource(StoresTheCopyAsItIs):
+    _held: ClassVar[dict[str, str]] = {}
+
+    @hookimpl
+    def hv_migrate_instance(
+        self, name: str, target: MigrationTarget, policy: MigrationPolicy, deadline: Deadline
+    ) -> MigrationStatus:
+        process = self._world.process(name)
+        self._held.update({each.ident: each.key for each in (() if process is None else process.backends)})
+        return super().hv_migrate_instance(name, target, policy, deadline)
+
+    def kept(self, ident: str, key: str) -> str:
+        return self._held[ident]
 
 
 @breaks("MI-16")

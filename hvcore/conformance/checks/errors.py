@@ -62,6 +62,7 @@ def _calls(subject: Subject, name: str) -> dict[str, Callable[[], object]]:
         "get_all_instances_info": driver.get_all_instances_info,
         "get_instance_stats": lambda: driver.get_instance_stats(name),
         "verify_instance": lambda: driver.verify_instance(name),
+        "list_interrupted": driver.list_interrupted,
         "hotplug_supported": lambda: driver.hotplug_supported(name),
         "verify_hotplug_support": lambda: driver.verify_hotplug_support(name, "add", disk),
         "hot_add_device": lambda: driver.hot_add_device(name, disk),

@@ -43,6 +43,7 @@ def what_is_claimed_is_not_refused_as_unsupported(subject: Subject) -> None:
         Capability.CONSOLE: lambda: subject.driver.get_instance_console(name),
         Capability.HOTPLUG: lambda: subject.driver.hotplug_supported(name),
         Capability.RECOVER: lambda: subject.driver.recover(name),
+        Capability.LIST_INTERRUPTED: lambda: subject.driver.list_interrupted(),
         Capability.RESET: lambda: subject.driver.reboot_instance(name, mode="reset"),
         Capability.EVENTS: lambda: subject.driver.events(),
         Capability.ANCILLARY_FILES: lambda: subject.driver.get_ancillary_files(),

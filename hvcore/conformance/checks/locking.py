@@ -110,6 +110,8 @@ def queries_do_not_wait(subject: Subject) -> None:
         expect_equal([row.name for row in subject.driver.list_instances().instances], [name], "the list")
         expect_equal(len(subject.driver.get_all_instances_info().instances), 1, "the number of instances")
         subject.driver.verify_instance(name)
+        if subject.driver.description.claim(Capability.LIST_INTERRUPTED).offered:
+            subject.driver.list_interrupted()
 
 
 @check("LK-05")

@@ -12,9 +12,10 @@ from typing import Any
 import attrs
 
 from hvcore.capabilities import Capability
+from hvcore.certificates import make_certificates
 from hvcore.conformance.check import check
 from hvcore.conformance.failure import ConformanceFailure, expect, expect_equal, expect_error
-from hvcore.conformance.profile import EarlyMigration
+from hvcore.conformance.profile import EarlyMigration, EncryptedDisk
 from hvcore.conformance.subject import PATIENCE, Subject
 from hvcore.errors import InvalidParameters, WrongState
 from hvcore.migration import migrate
@@ -32,6 +33,8 @@ _ENDED = (MigrationPhase.COMPLETED, MigrationPhase.FAILED, MigrationPhase.CANCEL
 _LOOK = 0.01
 _CONTENT = 2**20
 _BLOCK = 2**14
+_SECRETS = (b"bought-in-basel", b"found-in-fribourg")
+"""Of an encrypted disk, on the source and on the destination."""
 
 
 class _Move:
@@ -51,11 +54,13 @@ class _Move:
         waiting: bool = False,
         disk: Disk | None = None,
         early: EarlyMigration | None = None,
+        tls: str | None = None,
     ) -> None:
         self._subject = subject
         wanted = {**(subject.profile.migration or {}), **({"switchover": "paused"} if waiting else {})}
         wanted = wanted if early is None else {**early.policy}
         wanted |= {"copy_disks": "all"} if disk is not None else {}
+        wanted |= {"tls": {"directory": tls}} if tls is not None else {}
         self.policy, findings = read_migration_policy(wanted)
         expect_equal(findings, [], "what is wrong with the policy of the profile")
         self.here, self.there = subject.driver, subject.other_host()
@@ -395,6 +400,27 @@ def what_is_written_meanwhile_is_copied(subject: Subject) -> None:
         expect(_read(path) == bytes(expected), "its disk does not hold what the guest has written meanwhile")
 
 
+@check("MI-15", capabilities=_COPIES, needs=["migration", "intruder"])
+def nobody_elsewhere_writes_to_it_any_more(subject: Subject) -> None:
+    """Once its guest may run on the destination: neither who had connected before, nor who connects then."""
+    uuid, intruder = "6f5e8f0e-33c6-4d4e-a3a3-7a1f2f6d0001", subject.profile.intruder
+    expect(intruder is not None, "the profile cannot connect from elsewhere")
+    if intruder is None:
+        return
+    disk, path = _disk_with(subject, content := os.urandom(_CONTENT))
+    move = _Move(subject, disk=attrs.evolve(disk, uuid=uuid))
+    with _put_aside(path):
+        move.complete()
+        with intruder(move.target, uuid) as early:
+            move.finish(success=True)
+            expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination")
+            with intruder(move.target, uuid) as late:
+                written = early(0, bytes(_BLOCK)), late(_BLOCK, bytes(_BLOCK))
+        expect_equal(written, (False, False), "whether who had connected before can write, and who connects now")
+        move.there.stop_instance(move.name, force=True)
+        expect(_read(path) == content, "its disk does not hold what it held when its guest came")
+
+
 @check("MI-16", capabilities=_COPIES, needs=["migration"])
 def what_was_made_for_a_disk_is_gone_after_a_failure(subject: Subject) -> None:
     """Its image too, but for one that was there and empty; whoever finishes first, and once more."""
@@ -413,6 +439,42 @@ def what_was_made_for_a_disk_is_gone_after_a_failure(subject: Subject) -> None:
             expect_equal(move.states()[0], InstanceState.RUNNING, "the state on the source")
 
 
+@check("MI-17", capabilities=_COPIES, needs=["migration", "encrypted"])
+def what_is_encrypted_stays_so(subject: Subject) -> None:
+    """Its copy opens with the secret of the destination alone, and what is stored does not show what is in it."""
+    content = os.urandom(_CONTENT)
+    encrypted, certificates = _encrypted(subject, content)
+    move = _Move(subject, disk=encrypted.disk, tls=certificates)
+    path = encrypted.disk.path or ""
+    with _put_aside(path):
+        _write(encrypted.secret_file, _SECRETS[1])
+        move.complete()
+        move.finish(success=True)
+        expect_equal(move.states()[1], InstanceState.RUNNING, "the state on the destination")
+        move.there.stop_instance(move.name, force=True)
+        stored = _read(path)
+        shown = any(content[at : at + 512] in stored for at in range(0, _CONTENT, _BLOCK))
+        expect(not shown, "what the guest has written is in the image as it is")
+        expect(encrypted.opens(_SECRETS[1]) == content, "its copy does not hold the same for the destination's secret")
+        expect(encrypted.opens(_SECRETS[0]) is None, "its copy opens with the secret of the source")
+
+
+@check("MI-17", capabilities=_COPIES, needs=["migration", "encrypted"])
+def what_would_be_readable_on_its_way_is_refused(subject: Subject) -> None:
+    """Without TLS it is not accepted, and nothing is made; it runs on where it is."""
+    encrypted, _ = _encrypted(subject, os.urandom(_CONTENT))
+    move = _Move(subject, disk=encrypted.disk)
+    open_policy = attrs.evolve(move.policy, tls=None)
+    path = encrypted.disk.path or ""
+    with _put_aside(path):
+        before = subject.files(move.there)
+        accept = lambda: move.there.accept_instance(move.info, ADDRESS, open_policy)  # noqa: E731
+        expect_error(InvalidParameters, accept, "an encrypted disk that would be readable on its way")
+        expect_equal(subject.files(move.there), before, "the files on the destination")
+        expect(not os.path.lexists(path), "an image was made for what was refused")
+    expect_equal(move.states()[0], InstanceState.RUNNING, "the state on the source")
+
+
 @check("PU-07", capabilities=_WAITS, needs=["migration"])
 def asking_how_it_goes_changes_nothing(subject: Subject) -> None:
     """No file on either side, and not the phase."""
@@ -425,6 +487,16 @@ def asking_how_it_goes_changes_nothing(subject: Subject) -> None:
     expect_equal((subject.files(), subject.files(move.there)), before, "the files of both hosts")
     move.here.cancel_migration(move.name)
     move.finish(success=False)
+
+
+def _encrypted(subject: Subject, content: bytes) -> tuple[EncryptedDisk, str]:
+    """An encrypted disk with something in it, and a directory of certificates for both hosts."""
+    make = subject.profile.encrypted
+    if make is None:
+        raise ConformanceFailure("the profile makes no encrypted disks")
+    place = os.path.join(subject.directory, "certificates")
+    (made,) = make_certificates(place, [ADDRESS])
+    return make(subject.directory, content, _SECRETS[0]), made.directory
 
 
 def _disk_with(subject: Subject, content: bytes) -> tuple[Disk, str]:

@@ -79,6 +79,8 @@ def queries_change_nothing(subject: Subject) -> None:
         subject.driver.get_instance_stats(name)
     if subject.driver.description.claim(Capability.VERIFY_INSTANCE).offered:
         subject.driver.verify_instance(name)
+    if subject.driver.description.claim(Capability.LIST_INTERRUPTED).offered:
+        subject.driver.list_interrupted()
     after = subject.info(name)
     expect_equal((after.state, after.pid), (seen.state, seen.pid), "state and process after the queries")
     expect(subject.lives(name), "its process is gone after the queries")

@@ -19,6 +19,8 @@ from hvcore.operation import OperationCall
 
 _DISK = "0b9af6e5-8f4c-4f6c-9f6e-9d2b4f1f7d11"
 
+_SNAPSHOTS = (Capability.RECOVER, Capability.LIST_INTERRUPTED, Capability.SNAPSHOT)
+
 _MOST = 6
 """Cuts that are tried of one operation, spread over all."""
 
@@ -200,3 +202,52 @@ def one_that_cannot_be_recovered_does_not_stop_the_others(subject: Subject) -> N
     failed = [row.name for row in found if row.outcome == "failed"]
     expect_equal(failed, [first], "what is reported as failed")
     expect_equal(subject.state(second), InstanceState.RUNNING, "the state of the other")
+
+
+def _cut_while_stopped(subject: Subject, look: Callable[[str, int], None]) -> None:
+    """Kill a host application at some of the cuts of a snapshot of a stopped instance, and look each time."""
+    definition = subject.definition(disks=(subject.qcow2_disk(),))
+    name, driver = definition.name, subject.driver
+    driver.start_instance(definition)
+    driver.stop_instance(name, force=True)
+
+    def take() -> None:
+        driver.create_snapshot(definition, "first")
+
+    for cut in spread(count_cuts(take), _MOST):
+        if driver.list_snapshots(name).snapshots:
+            driver.delete_snapshot(name, "first")
+        kill_at(take, cut)
+        look(name, cut)
+
+
+@check("QU-08", capabilities=_SNAPSHOTS)
+def the_interrupted_are_named_though_not_listed(subject: Subject) -> None:
+    """Where recovery by name finds something, the name was told before, and is not told after it."""
+    running = subject.start()
+
+    def look(name: str, cut: int) -> None:
+        other = subject.load()
+        expect(name not in {row.name for row in other.list_instances().instances}, "one that is stopped is listed")
+        named = other.list_interrupted().names
+        expect_equal(named, tuple(sorted(named)), f"killed at action {cut}: the order of the names")
+        expect(running not in named, f"killed at action {cut}: one that nothing was done with is named")
+        found = other.recover(name).instances
+        expect(name in named or not found, f"killed at action {cut}: it is not named, and {found} was left half done")
+        expect_equal(other.list_interrupted().names, (), f"killed at action {cut}: the names after it was recovered")
+
+    _cut_while_stopped(subject, look)
+
+
+@check("LC-32", capabilities=_SNAPSHOTS)
+def recovery_of_all_includes_what_is_not_listed(subject: Subject) -> None:
+    """After it, recovery by name finds nothing, and what it did is in its result."""
+
+    def look(name: str, cut: int) -> None:
+        other = subject.load()
+        named = name in other.list_interrupted().names
+        found = [row.name for row in other.recover().instances]
+        expect(name in found or not named, f"killed at action {cut}: what was done with it is not told")
+        expect_equal(other.recover(name).instances, (), f"killed at action {cut}: what is found again")
+
+    _cut_while_stopped(subject, look)

@@ -284,7 +284,10 @@ class Operations:
         from hvcore_kvm.backup.operations import BackupOperations
 
         return BackupOperations(
-            directory=self._directory, control=self._control, read=lambda instance: self._read(instance)[0]
+            directory=self._directory,
+            control=self._control,
+            read=lambda instance: self._read(instance)[0],
+            settle=self.snapshots.settle,
         )
 
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:

@@ -14,6 +14,7 @@ import attrs
 
 from hvcore import Checkpoint, Checkpoints, Disk, DiskCheckpoint, Instance
 from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hardware.storage import layer_id
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.runtime import BackupNodes
 
@@ -31,7 +32,8 @@ class DiskNode:
     Attributes:
         disk: the disk.
         top: name of the node its device uses.
-        image: name of the node of its image, which all writes pass; it has the bitmaps.
+        image: name of the node of the image that takes all writes, the topmost overlay if it has some; it has the
+            bitmaps.
         size: bytes of the disk.
         keeps: the image can keep bitmaps.
         bitmaps: the bitmaps by name, as QEMU shows them.
@@ -54,17 +56,26 @@ class DiskNode:
         return self.bitmaps.get(f"{PREFIX}{name}")
 
 
-def disk_nodes(monitor: Monitor, instance: Instance) -> tuple[DiskNode, ...]:
-    """The nodes of all disks of an instance, in its order; disks that QEMU does not have are left out."""
+def disk_nodes(monitor: Monitor, instance: Instance, layers: Mapping[str, int]) -> tuple[DiskNode, ...]:
+    """The nodes of all disks of an instance, in its order; disks that QEMU does not have are left out.
+
+    Args:
+        monitor: the connection.
+        instance: the instance.
+        layers: the number of the topmost overlay of each disk that has some, by uuid; see `layer_id`.
+    """
     rows = monitor.execute("query-named-block-nodes", {"flat": True})
     nodes = {row["node-name"]: row for row in rows if isinstance(row, Mapping) and "node-name" in row}
     found = []
     for disk in instance.disks:
-        top, below = device_id("disk", disk.uuid or ""), device_id("image", disk.uuid or "")
+        uuid = disk.uuid or ""
+        top, below = device_id("disk", uuid), device_id("image", uuid)
         # Beneath a throttle is the image.
-        node = nodes.get(below) or nodes.get(top)
-        if top in nodes and node is not None:
-            found.append(_disk_node(disk, top, node))
+        limited = below in nodes
+        image = layer_id(uuid, layers[uuid]) if uuid in layers else below if limited else top
+        top = top if limited else image
+        if top in nodes and image in nodes:
+            found.append(_disk_node(disk, top, nodes[image]))
     return tuple(found)
 
 

@@ -31,6 +31,13 @@ from hvcore_kvm.lifecycle import Control, plain_state
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.snapshots import still_image
+from hvcore_kvm.snapshots.bitmaps import (
+    bitmap_finding,
+    bitmap_names,
+    check_live_bitmaps,
+    check_still_bitmaps,
+    node_rows,
+)
 from hvcore_kvm.snapshots.commit import commit_until_equal, node_below, on_overlay, refuse_jobs
 from hvcore_kvm.snapshots.comparison import check_name
 from hvcore_kvm.snapshots.growth import OnProgress, say
@@ -74,7 +81,7 @@ class ExternalSnapshots:
         if definition is not None:
             findings += check_bases(definition)
         if seen is None and definition is not None and not findings:
-            findings += _check_files(definition)
+            findings += _check_files(definition) or check_still_bitmaps(definition, None, deadline)
         if findings or definition is None:
             raise InvalidParameters("no snapshot can be taken", FindingSet(findings))
         below = top_files(definition)
@@ -180,14 +187,14 @@ class ExternalSnapshots:
         findings += problems
         seen = alive_of(self.directory)
         if definition is not None and not findings and seen is None:
-            findings += _check_files(definition)
+            findings += _check_files(definition) or check_still_bitmaps(definition, wanted.overlays, deadline)
         if findings or definition is None:
             raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
         undertaking = Undertaking(operation="delete", snapshot=wanted)
         if seen is not None:
             record_of(seen)
             refuse_backup(self.directory)
-            self._commit_live(seen, undertaking, on_progress, deadline)
+            self._commit_live(seen, definition, undertaking, on_progress, deadline)
         else:
             self._commit_still(definition, undertaking, on_progress, deadline)
         self._complete("it is deleted")
@@ -197,7 +204,12 @@ class ExternalSnapshots:
         self.directory.remove_data_if_empty()
 
     def _commit_live(
-        self, seen: Observed, undertaking: Undertaking, on_progress: OnProgress, deadline: Deadline
+        self,
+        seen: Observed,
+        definition: Definition,
+        undertaking: Undertaking,
+        on_progress: OnProgress,
+        deadline: Deadline,
     ) -> None:
         shelf = Shelf(self.directory)
         numbers = layer_numbers(shelf, undertaking)
@@ -212,6 +224,9 @@ class ExternalSnapshots:
                 message = f"QEMU does not use the overlay of disk {', '.join(elsewhere)}"
                 finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
                 raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+            findings = [*check_live_bitmaps(monitor, definition, numbers)]
+            if findings:
+                raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
             in_time(deadline)
             shelf.begin(undertaking)
             commit_until_equal(monitor, numbers, on_progress)
@@ -304,21 +319,18 @@ def _check_files(definition: Definition) -> list[Finding]:
 
 def _check_nodes(monitor: Monitor, stacks: Mapping[str, Sequence[str]], definition: Definition) -> Iterator[Finding]:
     """What stands against laying an overlay upon the nodes that QEMU has."""
-    rows = {row["node-name"]: row for row in monitor.execute("query-named-block-nodes", {"flat": True})}
+    rows = node_rows(monitor)
     for disk in definition.disks:
         if disk.disk.read_only:
             continue
         uuid = disk.disk.uuid or ""
         stack = stacks.get(device_id("disk", uuid), ())
         node = node_below(stack, uuid, len(disk.overlays) + 1)
-        bitmaps = [str(one.get("name", "")) for one in rows.get(node, {}).get("dirty-bitmaps", ())]
         if node not in stack:
             message = f"QEMU uses {' upon '.join(stack) or 'nothing'} for it, and should use {node}"
             yield Finding(code="no-snapshots", path=disk.origin, message=message, hint="restart the instance")
-        elif bitmaps:
-            message = f"it has the dirty bitmap {', '.join(name or 'without a name' for name in bitmaps)}"
-            hint = "delete the checkpoints first; the next backup has to be a full one"
-            yield Finding(code="dirty-bitmap", path=disk.origin, message=message, hint=hint)
+        elif names := bitmap_names(rows.get(node, {})):
+            yield bitmap_finding(disk, names)
 
 
 def _add_layer(monitor: Monitor, disk: DiskDefinition, path: str) -> str:

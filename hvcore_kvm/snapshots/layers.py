@@ -35,6 +35,11 @@ def overlays_of(snapshots: Sequence[SnapshotRecord]) -> dict[str, tuple[str, ...
     return found
 
 
+def top_numbers(directory: InstanceDirectory) -> dict[str, int]:
+    """The number of the topmost overlay of each disk of an instance that has some, by uuid."""
+    return {uuid: len(paths) for uuid, paths in overlays_of(Shelf(directory).snapshots).items()}
+
+
 def with_overlays(definition: Definition, directory: InstanceDirectory) -> tuple[Definition, list[Finding]]:
     """A definition with the overlays of its disks, and what stands against their lying where they do.
 

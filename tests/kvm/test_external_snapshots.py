@@ -275,7 +275,6 @@ def test_what_cannot_be_done_meanwhile(host: Any, tmp_path: Path) -> None:
     for refuse in (
         lambda: host.driver.migration_info("web1"),
         lambda: host.driver.save_instance("web1", str(tmp_path / "saved")),
-        lambda: host.driver.backup_instance("web1", str(tmp_path / "backup")),
         lambda: host.driver.resize_disk("web1", disk.uuid, 16 << 20),
         lambda: host.driver.hot_del_device("web1", disk.uuid),
     ):

@@ -181,7 +181,7 @@ def test_a_linux_guest_writes_all_the_while(host: Any, boot: Any, place: Path) -
     shell.wait("[ -b /dev/vda ]")
     # A line every 4 KiB, each written to the disk before the next.
     loop = "i=0; while [ ! -e /stop ]; do i=$((i+1)); echo line-$i | dd of=/dev/vda bs=4096 seek=$i conv=notrunc,fsync"
-    shell.run(f"({loop} 2>/dev/null; echo $i >/written; done) >/dev/null 2>&1 & true")
+    shell.run(f"({loop} 2>/dev/null; echo $i >/count; mv /count /written; done) >/dev/null 2>&1 & true")
 
     def count(least: int) -> int:
         shell.wait(f"[ $(cat /written) -gt {least} ]")

@@ -406,7 +406,6 @@ class Operations:
         """Grow a disk."""
         with self._directory(name) as directory:
             record = self._running_record(directory, deadline)
-            refuse_overlays(directory, "resized", str(device).lower())
             return resize_disk(directory, record, str(device).lower(), size, deadline)
 
     def balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:

@@ -13,8 +13,7 @@ from typing import Any
 import attrs
 
 from hvcore import Checkpoint, Checkpoints, Disk, DiskCheckpoint, Instance
-from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hardware.storage import layer_id
+from hvcore_kvm.hardware.storage import top_nodes
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.runtime import BackupNodes
 
@@ -69,11 +68,7 @@ def disk_nodes(monitor: Monitor, instance: Instance, layers: Mapping[str, int]) 
     found = []
     for disk in instance.disks:
         uuid = disk.uuid or ""
-        top, below = device_id("disk", uuid), device_id("image", uuid)
-        # Beneath a throttle is the image.
-        limited = below in nodes
-        image = layer_id(uuid, layers[uuid]) if uuid in layers else below if limited else top
-        top = top if limited else image
+        top, image = top_nodes(nodes, uuid, layers.get(uuid))
         if top in nodes and image in nodes:
             found.append(_disk_node(disk, top, nodes[image]))
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hvcore_kvm.command_line import json_option, keyed
@@ -181,6 +181,23 @@ def layer_id(uuid: str, number: int) -> str:
         number: 1 for the one on the image that the definition names.
     """
     return device_id(f"layer{number}", uuid)
+
+
+def top_nodes(names: Container[str], uuid: str, layer: int | None) -> tuple[str, str]:
+    """The node that the device of a disk uses, and the node of the image that takes what is written.
+
+    They are the same, unless there are limits between them.
+
+    Args:
+        names: the nodes that QEMU has.
+        uuid: the disk.
+        layer: the number of its topmost overlay; see `layer_id`.
+    """
+    top, below = device_id("disk", uuid), device_id("image", uuid)
+    # A limit has the name that else the image has.
+    limited = below in names
+    image = layer_id(uuid, layer) if layer is not None else below if limited else top
+    return top if limited else image, image
 
 
 def overlay_node(disk: DiskDefinition, number: int, filename: str, below: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -39,3 +39,13 @@ def node_stacks(monitor: Monitor) -> Mapping[str, tuple[str, ...]]:
         for part in filter(None, str(row.get("qdev") or "").split("/")):
             found[part] = tuple(map(str, names))
     return found
+
+
+def node_names(monitor: Monitor) -> frozenset[str]:
+    """The names of all block nodes.
+
+    Raises:
+        OutcomeUnknown: no answer.
+    """
+    rows = monitor.execute("query-named-block-nodes", {"flat": True})
+    return frozenset(str(row.get("node-name")) for row in rows if isinstance(row, Mapping))

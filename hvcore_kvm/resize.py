@@ -26,7 +26,7 @@ from hvcore_kvm.hardware.storage import top_nodes
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor, connect
 from hvcore_kvm.runtime import RuntimeRecord
-from hvcore_kvm.snapshots.layers import top_numbers
+from hvcore_kvm.snapshots.layers import top_overlays
 
 SECTOR = 512
 """What the size of a disk is a multiple of (``BDRV_SECTOR_SIZE`` of QEMU)."""
@@ -63,10 +63,10 @@ def resize_disk(
         raise _refused(findings)
     if ledger.changes.of(uuid) is not None:
         raise WrongState("the disk is being added or removed", hint="'hv recover' completes that")
-    layer = top_numbers(directory).get(uuid)
+    overlay = top_overlays(directory).get(uuid)
     with connect(directory, deadline) as monitor:
         rows = monitor.execute("query-named-block-nodes", {"flat": True})
-        node, _ = top_nodes([row.get("node-name") for row in rows], uuid, layer)
+        node, _ = top_nodes([row.get("node-name") for row in rows], uuid, overlay)
         before = _size_of(monitor, node)
         findings += [*_against(disk, before, size)]
         if findings:

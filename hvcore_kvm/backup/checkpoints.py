@@ -55,20 +55,20 @@ class DiskNode:
         return self.bitmaps.get(f"{PREFIX}{name}")
 
 
-def disk_nodes(monitor: Monitor, instance: Instance, layers: Mapping[str, int]) -> tuple[DiskNode, ...]:
+def disk_nodes(monitor: Monitor, instance: Instance, overlays: Mapping[str, str]) -> tuple[DiskNode, ...]:
     """The nodes of all disks of an instance, in its order; disks that QEMU does not have are left out.
 
     Args:
         monitor: the connection.
         instance: the instance.
-        layers: the number of the topmost overlay of each disk that has some, by uuid; see `layer_id`.
+        overlays: path of the topmost overlay of each disk that has some, by uuid.
     """
     rows = monitor.execute("query-named-block-nodes", {"flat": True})
     nodes = {row["node-name"]: row for row in rows if isinstance(row, Mapping) and "node-name" in row}
     found = []
     for disk in instance.disks:
         uuid = disk.uuid or ""
-        top, image = top_nodes(nodes, uuid, layers.get(uuid))
+        top, image = top_nodes(nodes, uuid, overlays.get(uuid))
         if top in nodes and image in nodes:
             found.append(_disk_node(disk, top, nodes[image]))
     return tuple(found)

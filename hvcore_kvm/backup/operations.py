@@ -30,7 +30,7 @@ from hvcore_kvm.migration.credentials import check_certificates
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.runtime import SAVING, ProcessRecord
-from hvcore_kvm.snapshots.layers import top_numbers
+from hvcore_kvm.snapshots.layers import top_overlays
 
 OnProgress = Callable[[Progress], object] | None
 
@@ -85,7 +85,7 @@ class BackupOperations:
             return take(
                 directory,
                 process,
-                lambda monitor: self._request(monitor, instance, top_numbers(directory), wanted, deadline),
+                lambda monitor: self._request(monitor, instance, top_overlays(directory), wanted, deadline),
                 on_progress,
                 deadline,
             )
@@ -95,7 +95,7 @@ class BackupOperations:
         with self.directory(name) as directory:
             _, process, instance = self._running(directory)
             with Monitor.connected(directory, deadline, process, QUERY) as monitor:
-                return checkpoints_of(name, disk_nodes(monitor, instance, top_numbers(directory)))
+                return checkpoints_of(name, disk_nodes(monitor, instance, top_overlays(directory)))
 
     def delete_checkpoint(self, name: str, checkpoint: str, deadline: Deadline) -> Checkpoints:
         """Delete one."""
@@ -105,12 +105,12 @@ class BackupOperations:
             refuse_backup(directory)
             refuse_moving(seen)
             with Monitor.connected(directory, deadline, process) as monitor:
-                layers = top_numbers(directory)
-                nodes = disk_nodes(monitor, instance, layers)
+                overlays = top_overlays(directory)
+                nodes = disk_nodes(monitor, instance, overlays)
                 if not any(node.checkpoint(checkpoint) for node in nodes):
                     raise _refused([_no_checkpoint(nodes, "checkpoint", checkpoint)])
                 delete(monitor, checkpoint, nodes)
-                return checkpoints_of(name, disk_nodes(monitor, instance, layers))
+                return checkpoints_of(name, disk_nodes(monitor, instance, overlays))
 
     def _running(self, directory: InstanceDirectory) -> tuple[Observed, ProcessRecord, Instance]:
         seen = self.control(directory).require_alive()
@@ -121,14 +121,14 @@ class BackupOperations:
         return seen, seen.process, seen.record.instance
 
     def _request(
-        self, monitor: Monitor, instance: Instance, layers: Mapping[str, int], wanted: Wanted, deadline: Deadline
+        self, monitor: Monitor, instance: Instance, overlays: Mapping[str, str], wanted: Wanted, deadline: Deadline
     ) -> Request:
         """What is to be done.
 
         Raises:
             InvalidParameters: everything that stands against it.
         """
-        every = disk_nodes(monitor, instance, layers)
+        every = disk_nodes(monitor, instance, overlays)
         chosen, findings = _choose(every, wanted.disks)
         findings += _against_disks(chosen, self.read(instance))
         if wanted.checkpoint is not None:

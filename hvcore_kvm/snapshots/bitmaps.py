@@ -40,18 +40,18 @@ def bitmap_finding(disk: DiskDefinition, names: Sequence[str], hint: str = "") -
     return Finding(code="dirty-bitmap", path=disk.origin, message=message, hint=what)
 
 
-def check_live_bitmaps(monitor: Monitor, definition: Definition, numbers: Mapping[str, int]) -> Iterator[Finding]:
+def check_live_bitmaps(monitor: Monitor, definition: Definition, overlays: Mapping[str, str]) -> Iterator[Finding]:
     """Find the bitmaps in overlays that QEMU uses.
 
     Args:
         monitor: the connection.
         definition: the disks.
-        numbers: the number of the overlay, by uuid of the disk; see `layer_id`.
+        overlays: path of the overlay, by uuid of the disk.
     """
     rows = node_rows(monitor)
     for disk in definition.disks:
         uuid = disk.disk.uuid or ""
-        if uuid in numbers and (names := bitmap_names(rows.get(layer_id(uuid, numbers[uuid]), {}))):
+        if uuid in overlays and (names := bitmap_names(rows.get(layer_id(uuid, overlays[uuid]), {}))):
             yield bitmap_finding(disk, names)
 
 

@@ -21,7 +21,7 @@ from hvcore import (
     OutcomeUnknown,
 )
 from hvcore_kvm.backup.recovery import refuse_backup
-from hvcore_kvm.block_nodes import node_stacks
+from hvcore_kvm.block_nodes import node_names, node_stacks
 from hvcore_kvm.definition import Definition, DiskDefinition
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.hardware.builder import device_id
@@ -41,8 +41,14 @@ from hvcore_kvm.snapshots.bitmaps import (
 from hvcore_kvm.snapshots.commit import commit_until_equal, node_below, on_overlay, refuse_jobs
 from hvcore_kvm.snapshots.comparison import check_name
 from hvcore_kvm.snapshots.growth import OnProgress, say
-from hvcore_kvm.snapshots.layers import check_bases, make_overlays, new_paths, top_files, with_overlays
-from hvcore_kvm.snapshots.overlay_settling import layer_numbers
+from hvcore_kvm.snapshots.layers import (
+    check_bases,
+    lower_overlays,
+    make_overlays,
+    new_paths,
+    top_files,
+    with_overlays,
+)
 from hvcore_kvm.snapshots.record import Shelf, SnapshotRecord, Undertaking
 from hvcore_kvm.snapshots.settling import settle
 from hvcore_kvm.snapshots.standing import alive_of, last_state, record_of, refuse_state
@@ -124,20 +130,19 @@ class ExternalSnapshots:
             state = monitor.run_state()
             refuse_state(state, "taken")
             refuse_jobs(monitor)
-            stacks = node_stacks(monitor)
-            findings = [*_check_nodes(monitor, stacks, definition)]
+            findings = [*_check_nodes(monitor, definition)]
             if findings:
                 raise InvalidParameters("no snapshot can be taken", FindingSet(findings))
             wanted = attrs.evolve(wanted, state=plain_state(state))
             self._make(wanted, below, deadline)
             say(on_progress, "taking", 0, None)
-            actions = []
+            actions, names = [], node_names(monitor)
             for disk in definition.disks:
                 path = wanted.overlays.get(disk.disk.uuid or "")
                 if path is not None:
                     layer = _add_layer(monitor, disk, path)
                     uuid = disk.disk.uuid or ""
-                    node = node_below(stacks[device_id("disk", uuid)], uuid, len(disk.overlays) + 1)
+                    node = node_below(names, uuid, disk.overlays[-1] if disk.overlays else None)
                     actions.append({"type": "blockdev-snapshot", "data": {"node": node, "overlay": layer}})
             in_time(deadline)
             monitor.execute("transaction", {"actions": actions})
@@ -212,24 +217,25 @@ class ExternalSnapshots:
         deadline: Deadline,
     ) -> None:
         shelf = Shelf(self.directory)
-        numbers = layer_numbers(shelf, undertaking)
+        overlays = undertaking.snapshot.overlays
+        lower = lower_overlays(shelf.snapshots, overlays)
         with (
             self._taken_back(deadline),
             Monitor.connected(self.directory, deadline, seen.process) as monitor,
         ):
             refuse_state(monitor.run_state(), "deleted")
             refuse_jobs(monitor)
-            elsewhere = sorted(numbers.keys() - on_overlay(monitor, numbers))
+            elsewhere = sorted(overlays.keys() - on_overlay(monitor, overlays))
             if elsewhere:
                 message = f"QEMU does not use the overlay of disk {', '.join(elsewhere)}"
                 finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
                 raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
-            findings = [*check_live_bitmaps(monitor, definition, numbers)]
+            findings = [*check_live_bitmaps(monitor, definition, overlays)]
             if findings:
                 raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
             in_time(deadline)
             shelf.begin(undertaking)
-            commit_until_equal(monitor, numbers, on_progress)
+            commit_until_equal(monitor, overlays, lower, on_progress)
             self._note_equal(undertaking)
 
     def _commit_still(
@@ -317,15 +323,15 @@ def _check_files(definition: Definition) -> list[Finding]:
     ]
 
 
-def _check_nodes(monitor: Monitor, stacks: Mapping[str, Sequence[str]], definition: Definition) -> Iterator[Finding]:
+def _check_nodes(monitor: Monitor, definition: Definition) -> Iterator[Finding]:
     """What stands against laying an overlay upon the nodes that QEMU has."""
-    rows = node_rows(monitor)
+    rows, stacks = node_rows(monitor), node_stacks(monitor)
     for disk in definition.disks:
         if disk.disk.read_only:
             continue
         uuid = disk.disk.uuid or ""
         stack = stacks.get(device_id("disk", uuid), ())
-        node = node_below(stack, uuid, len(disk.overlays) + 1)
+        node = node_below(rows, uuid, disk.overlays[-1] if disk.overlays else None)
         if node not in stack:
             message = f"QEMU uses {' upon '.join(stack) or 'nothing'} for it, and should use {node}"
             yield Finding(code="no-snapshots", path=disk.origin, message=message, hint="restart the instance")
@@ -335,12 +341,11 @@ def _check_nodes(monitor: Monitor, stacks: Mapping[str, Sequence[str]], definiti
 
 def _add_layer(monitor: Monitor, disk: DiskDefinition, path: str) -> str:
     """Give QEMU an overlay, upon nothing yet; returns the name of its node."""
-    uuid, number = disk.disk.uuid or "", len(disk.overlays) + 1
-    layer = layer_id(uuid, number)
+    layer = layer_id(disk.disk.uuid or "", path)
     fd = open_image(attrs.evolve(disk.file, path=path, format="qcow2"))
     try:
         added = monitor.execute("add-fd", {"opaque": layer}, (fd,))
     finally:
         os.close(fd)
-    monitor.execute("blockdev-add", overlay_node(disk, number, f"/dev/fdset/{added['fdset-id']}", None))
+    monitor.execute("blockdev-add", overlay_node(disk, path, f"/dev/fdset/{added['fdset-id']}", None))
     return layer

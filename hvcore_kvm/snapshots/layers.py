@@ -35,9 +35,20 @@ def overlays_of(snapshots: Sequence[SnapshotRecord]) -> dict[str, tuple[str, ...
     return found
 
 
-def top_numbers(directory: InstanceDirectory) -> dict[str, int]:
-    """The number of the topmost overlay of each disk of an instance that has some, by uuid."""
-    return {uuid: len(paths) for uuid, paths in overlays_of(Shelf(directory).snapshots).items()}
+def top_overlays(directory: InstanceDirectory) -> dict[str, str]:
+    """Path of the topmost overlay of each disk of an instance that has some, by uuid."""
+    return {uuid: paths[-1] for uuid, paths in overlays_of(Shelf(directory).snapshots).items()}
+
+
+def lower_overlays(snapshots: Sequence[SnapshotRecord], overlays: Mapping[str, str]) -> dict[str, str | None]:
+    """Path of the overlay that each of some overlays lies upon; ``None`` for the image that the definition names.
+
+    Args:
+        snapshots: all snapshots, those of the overlays among them.
+        overlays: paths by uuid of the disk.
+    """
+    chains = overlays_of(snapshots)
+    return {uuid: dict(zip(chains[uuid], (None, *chains[uuid]), strict=False))[path] for uuid, path in overlays.items()}
 
 
 def with_overlays(definition: Definition, directory: InstanceDirectory) -> tuple[Definition, list[Finding]]:

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from hvcore import DeadlineExceeded, HypervisorRefused, OperationFailed
 from hvcore_kvm.block_job import cancel_jobs, dismiss_jobs, job_states, wait_jobs
-from hvcore_kvm.block_nodes import node_names, node_stacks
+from hvcore_kvm.block_nodes import block_chains, node_names, node_stacks
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.hardware.storage import layer_id, top_nodes
 from hvcore_kvm.monitor import Monitor
@@ -93,6 +93,70 @@ def commit_until_equal(
     ended = [states.type for states in job_states(monitor).values() if states.id in jobs and states.over]
     if ended:
         raise OperationFailed("somebody has ended what QEMU was doing", code="job-gone", hint="try again")
+
+
+def in_chain(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
+    """The disks whose device reads through an overlay, whatever lies upon that.
+
+    Args:
+        monitor: the connection.
+        overlays: path of the overlay, by uuid of the disk.
+    """
+    chains = block_chains(monitor)
+    return {uuid for uuid, path in overlays.items() if layer_id(uuid, path) in chains.get(device_id("disk", uuid), ())}
+
+
+def left_out(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
+    """The disks whose device does not read through an overlay any more; see `in_chain`."""
+    chains = block_chains(monitor)
+    return {uuid for uuid in overlays if device_id("disk", uuid) in chains} - in_chain(monitor, overlays)
+
+
+def commit_below(
+    monitor: Monitor, overlays: Mapping[str, str], lower: Mapping[str, str | None], on_progress: OnProgress
+) -> None:
+    """Write overlays upon which others lie into what is below, and let QEMU leave them out.
+
+    What is read through the others is the same before, meanwhile and afterwards, with these overlays and without them.
+    The guest's writes do not wait. When it returns, what was written is on stable storage: QEMU opens the images anew,
+    for reading, and flushes them for that.
+
+    Args:
+        monitor: the connection; its deadline bounds it.
+        overlays: path of the overlay, by uuid of the disk.
+        lower: what each lies upon; see `lower_overlays`.
+        on_progress: told how far it is.
+
+    Raises:
+        HypervisorRefused: QEMU's own words. Others of the jobs may be under way.
+        OperationFailed: the same.
+        DeadlineExceeded: they are not written in time; the same.
+    """
+    jobs = [job_id(uuid) for uuid in overlays]
+    chains, names = block_chains(monitor), node_names(monitor)
+    for uuid, path in overlays.items():
+        monitor.execute(
+            "block-commit",
+            {
+                "job-id": job_id(uuid),
+                "device": chains[device_id("disk", uuid)][0],
+                "top-node": layer_id(uuid, path),
+                "base-node": node_below(names, uuid, lower[uuid]),
+                # QEMU would write into the header of the overlay above what it has opened below.
+                "backing-file": "",
+                "auto-finalize": False,
+                "auto-dismiss": False,
+            },
+        )
+    wait_jobs(monitor, jobs, until="pending", phase="committing", on_progress=on_progress)
+    for job in jobs:
+        monitor.execute("job-finalize", {"id": job})
+    wait_jobs(monitor, jobs, phase="completing", on_progress=on_progress)
+    there = in_chain(monitor, overlays)
+    if there:
+        message = f"QEMU has not let go of the overlay of disk {', '.join(sorted(there))}"
+        raise OperationFailed(message, code="not-done", hint="try again")
+    dismiss_jobs(monitor, jobs)
 
 
 def cancel_commit(monitor: Monitor, overlays: Mapping[str, str]) -> None:

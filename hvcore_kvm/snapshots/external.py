@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -21,7 +21,7 @@ from hvcore import (
     OutcomeUnknown,
 )
 from hvcore_kvm.backup.recovery import refuse_backup
-from hvcore_kvm.block_nodes import node_names, node_stacks
+from hvcore_kvm.block_nodes import block_chains, node_names, node_stacks
 from hvcore_kvm.definition import Definition, DiskDefinition
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.hardware.builder import device_id
@@ -38,11 +38,20 @@ from hvcore_kvm.snapshots.bitmaps import (
     check_still_bitmaps,
     node_rows,
 )
-from hvcore_kvm.snapshots.commit import commit_until_equal, node_below, on_overlay, refuse_jobs
+from hvcore_kvm.snapshots.commit import (
+    commit_below,
+    commit_until_equal,
+    in_chain,
+    left_out,
+    node_below,
+    on_overlay,
+    refuse_jobs,
+)
 from hvcore_kvm.snapshots.comparison import check_name
 from hvcore_kvm.snapshots.growth import OnProgress, say
 from hvcore_kvm.snapshots.layers import (
     check_bases,
+    covered,
     lower_overlays,
     make_overlays,
     new_paths,
@@ -187,19 +196,24 @@ class ExternalSnapshots:
 
     def delete(self, wanted: SnapshotRecord, on_progress: OnProgress, deadline: Deadline) -> None:
         """Write the overlays into what is below them, and the guest goes on with that."""
-        findings = [*self._against_newer(wanted, "deleted")]
-        definition, problems = self._definition(wanted.instance)
-        findings += problems
+        definition, findings = self._definition(wanted.instance)
+        below = covered(Shelf(self.directory).snapshots, wanted.overlays)
         seen = alive_of(self.directory)
-        if definition is not None and not findings and seen is None:
-            findings += _check_files(definition) or check_still_bitmaps(definition, wanted.overlays, deadline)
+        if seen is None and definition is not None and not findings:
+            top = wanted.overlays.keys() - below
+            findings += _check_files(definition) or check_still_bitmaps(definition, top, deadline)
+        elif seen is not None and below and below != wanted.overlays.keys():
+            message = "it is the newest of some of its disks, and of others it is not"
+            hint = "stop the instance, or delete those that came after it first"
+            findings.append(Finding(code="snapshot-order", path="snapshot", message=message, hint=hint))
         if findings or definition is None:
             raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
         undertaking = Undertaking(operation="delete", snapshot=wanted)
         if seen is not None:
             record_of(seen)
             refuse_backup(self.directory)
-            self._commit_live(seen, definition, undertaking, on_progress, deadline)
+            commit = self._commit_below if below else self._commit_live
+            commit(seen, definition, undertaking, on_progress, deadline)
         else:
             self._commit_still(definition, undertaking, on_progress, deadline)
         self._complete("it is deleted")
@@ -225,17 +239,42 @@ class ExternalSnapshots:
         ):
             refuse_state(monitor.run_state(), "deleted")
             refuse_jobs(monitor)
-            elsewhere = sorted(overlays.keys() - on_overlay(monitor, overlays))
-            if elsewhere:
-                message = f"QEMU does not use the overlay of disk {', '.join(elsewhere)}"
-                finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
-                raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+            _refuse_elsewhere(overlays.keys() - on_overlay(monitor, overlays))
+            _refuse_apart(monitor, lower)
             findings = [*check_live_bitmaps(monitor, definition, overlays)]
             if findings:
                 raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
             in_time(deadline)
             shelf.begin(undertaking)
             commit_until_equal(monitor, overlays, lower, on_progress)
+            self._note_equal(undertaking)
+
+    def _commit_below(
+        self,
+        seen: Observed,
+        definition: Definition,
+        undertaking: Undertaking,
+        on_progress: OnProgress,
+        deadline: Deadline,
+    ) -> None:
+        """The same for overlays upon which others lie: the guest writes to those, and its device stays on them."""
+        del definition
+        shelf, overlays = Shelf(self.directory), undertaking.snapshot.overlays
+        lower = lower_overlays(shelf.snapshots, overlays)
+        with (
+            self._taken_back(deadline),
+            Monitor.connected(self.directory, deadline, seen.process) as monitor,
+        ):
+            refuse_state(monitor.run_state(), "deleted")
+            refuse_jobs(monitor)
+            there = in_chain(monitor, overlays)
+            # Of a deletion that came to its end for some of the disks.
+            done = left_out(monitor, overlays) if undertaking.snapshot.spoiled else set()
+            _refuse_elsewhere(overlays.keys() - there - done)
+            _refuse_apart(monitor, {uuid: lower[uuid] for uuid in there})
+            in_time(deadline)
+            shelf.begin(undertaking)
+            commit_below(monitor, {uuid: overlays[uuid] for uuid in there}, lower, on_progress)
             self._note_equal(undertaking)
 
     def _commit_still(
@@ -246,8 +285,9 @@ class ExternalSnapshots:
         Shelf(self.directory).begin(undertaking)
         with self._taken_back(deadline):
             for disk in definition.disks:
-                if disk.disk.uuid in undertaking.snapshot.overlays:
-                    files = (disk.file, *disk.layers)
+                overlay = undertaking.snapshot.overlays.get(disk.disk.uuid or "")
+                if overlay is not None:
+                    files = (disk.file, *disk.layers[: disk.overlays.index(overlay) + 1])
                     still_image.commit([(file.path, file.format) for file in files], deadline)
             in_time(deadline)
             self._note_equal(undertaking)
@@ -277,17 +317,17 @@ class ExternalSnapshots:
             findings.append(Finding(code="snapshot-kinds", path="external", message=message, hint="delete them first"))
         return findings
 
-    def _against_newer(self, wanted: SnapshotRecord, what: str) -> list[Finding]:
+    def _against_newer(self, wanted: SnapshotRecord) -> list[Finding]:
         known = [one.name for one in Shelf(self.directory).snapshots]
         newer = known[known.index(wanted.name) + 1 :]
         if not newer:
             return []
         message = f"{', '.join(newer)} came after it, and lies upon it"
-        hint = f"delete {'it' if len(newer) == 1 else 'them, the newest first'}; then it can be {what}"
+        hint = f"delete {'it' if len(newer) == 1 else 'them, the newest first'}; then it can be reverted"
         return [Finding(code="snapshot-order", path="snapshot", message=message, hint=hint)]
 
     def _against_revert(self, wanted: SnapshotRecord) -> Sequence[Finding]:
-        findings = self._against_newer(wanted, "reverted")
+        findings = self._against_newer(wanted)
         if wanted.spoiled:
             message = "its deletion was begun: the images below are no longer what they were"
             hint = "delete it; the instance stays what it is"
@@ -310,6 +350,37 @@ class ExternalSnapshots:
                 f"{done}, and that could not be completed: {error.message}",
                 hint="'hv recover' with its name completes it",
             ) from error
+
+
+def _refuse_elsewhere(elsewhere: Collection[str]) -> None:
+    """Refuse what is to be done with overlays that QEMU does not use.
+
+    Raises:
+        InvalidParameters: there are disks of which it uses others.
+    """
+    if elsewhere:
+        message = f"QEMU does not use the overlay of disk {', '.join(sorted(elsewhere))}"
+        finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
+        raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+
+
+def _refuse_apart(monitor: Monitor, lower: Mapping[str, str | None]) -> None:
+    """Refuse to write into images that QEMU has left out: a deletion below came to its end for some disks only.
+
+    Raises:
+        InvalidParameters: there are such disks.
+    """
+    names, chains = node_names(monitor), block_chains(monitor)
+    apart = sorted(
+        uuid
+        for uuid, path in lower.items()
+        if node_below(names, uuid, path) not in chains.get(device_id("disk", uuid), ())
+    )
+    if apart:
+        message = f"what lies below it is half deleted, and already left out of disk {', '.join(apart)}"
+        hint = "delete the snapshot below it first, or stop the instance"
+        finding = Finding(code="snapshot-order", path="snapshot", message=message, hint=hint)
+        raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
 
 
 def _check_files(definition: Definition) -> list[Finding]:

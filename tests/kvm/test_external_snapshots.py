@@ -511,6 +511,28 @@ def test_a_delete_that_fails_leaves_it_to_be_deleted_again(host: Any) -> None:
     assert _image(disk, 0x33, "1M")
 
 
+@pytest.mark.parametrize("params", [{}, {"throttle": {"iops_total": 100000}}], ids=["plain", "limited"])
+def test_a_guest_lets_go_of_a_disk_with_overlays(
+    host: Any, boot: Any, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    """That is not asked of it, but should it do so, all nodes and descriptors of the disk go, whatever they are in."""
+    disk = _disk(host, 1, "raw", params=params)
+    for name in ("one", "two"):
+        # The first is within the node of the second start, the second beside it.
+        boot("q35", disks=[disk]).wait("[ -b /dev/vda ]")
+        host.driver.create_snapshot("web1", name, external=True)
+        if name == "one":
+            host.driver.stop_instance("web1", force=True)
+    monkeypatch.setattr("hvcore_kvm.operations.refuse_overlays", lambda *_: None)
+    assert host.driver.hot_del_device("web1", disk.uuid).done
+    assert _inside(host)[0] == []
+    opaque = [fd.get("opaque", "") for row in _ask(host, "query-fdsets") for fd in row["fds"]]
+    assert not [name for name in opaque if name.startswith(("disk", "layer"))]
+    host.driver.stop_instance("web1", force=True)
+    for name in ("two", "one"):
+        host.driver.delete_snapshot("web1", name)
+
+
 def test_a_linux_guest_writes_all_the_while_upon_others(host: Any, boot: Any) -> None:
     """Snapshots come at the top and go from the bottom and the middle; what it wrote is there in the end."""
     disk = _disk(host, 1, "raw")

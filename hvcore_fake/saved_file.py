@@ -23,12 +23,14 @@ class Saved:
         instance: the definition.
         process: the guest, frozen.
         state: what it was doing.
+        overlays: those of its external snapshots, the newest last.
     """
 
     id: str
     instance: Instance
     process: Process
     state: InstanceState
+    overlays: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

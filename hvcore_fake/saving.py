@@ -26,6 +26,7 @@ from hvcore_fake.disks import check_disks, check_use
 from hvcore_fake.life import finish, launch
 from hvcore_fake.recovery import settle
 from hvcore_fake.saved_file import Saved, discard, mark, read_saved, write_saved
+from hvcore_fake.snapshots import overlays_of
 from hvcore_fake.transaction import Call, transaction
 from hvcore_fake.world import process_keys
 
@@ -52,7 +53,13 @@ def save(call: Call, name: str, path: str, on_progress: OnProgress) -> SavedInst
         frozen = process
         if process.state is InstanceState.RUNNING:
             frozen = guest.freeze(process, world.clock(), InstanceState.PAUSED, Cause.HOST_PAUSE)
-        saved = Saved(id=str(uuid.uuid4()), instance=definition, process=frozen, state=process.state)
+        saved = Saved(
+            id=str(uuid.uuid4()),
+            instance=definition,
+            process=frozen,
+            state=process.state,
+            overlays=overlays_of(world, name),
+        )
         with transaction(call, name, {"path": path, "id": saved.id}) as effects:
             effects.effect("file", lambda: write_saved(path, saved), undo=lambda: discard(path))
             _say(on_progress, "saving", process.memory)
@@ -78,6 +85,8 @@ def restore(call: Call, name: str, path: str, paused: bool, force: bool, on_prog
             findings.append(_finding("restored-before", "it has been restored"))
         elif not force and before is not None and (before.ending is None or before.ending.saved_as != saved.id):
             findings.append(_finding("ran-since", f"{name} has run since it was saved"))
+        if not force and overlays_of(world, name)[: len(saved.overlays)] != saved.overlays:
+            findings.append(_finding("disk-changed", "an external snapshot was deleted or reverted since it was saved"))
         _refuse(findings)
         still = paused or saved.state is not InstanceState.RUNNING
         with transaction(call, name, {"path": path, "restored": restored}) as effects:

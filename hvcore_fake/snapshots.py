@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 
 import attrs
@@ -140,6 +141,8 @@ def revert(call: Call, name: str, snapshot: str, on_progress: OnProgress) -> Tra
                 effects.effect("load", load, files=process_keys(name))
                 if wanted.told.state is InstanceState.RUNNING:
                     effects.effect("resume", lambda: world.resume(name), files=process_keys(name))
+            if wanted.told.external:
+                effects.effect("snapshot", lambda: _renew(world, name, wanted), files=(snapshots_key(name),))
             _say(on_progress, "loading", wanted.process)
             call.in_time()
     state = None if before is None else before.state
@@ -174,6 +177,16 @@ def _write(world: World, name: str, snapshots: tuple[Kept, ...]) -> None:
         world.store.remove(snapshots_key(name))
 
 
+def _renew(world: World, name: str, wanted: Kept) -> None:
+    """New overlays take the place of those of a snapshot."""
+    token = uuid.uuid4().hex[:8]
+    disks = tuple(
+        attrs.evolve(disk, overlay=f"{disk.path}.{wanted.told.name}-{token}.overlay") for disk in wanted.told.disks
+    )
+    fresh = attrs.evolve(wanted, told=attrs.evolve(wanted.told, disks=disks))
+    _write(world, name, tuple(fresh if one.told.name == wanted.told.name else one for one in _kept(world, name)))
+
+
 def _find(world: World, name: str, snapshot: str) -> Kept:
     known = _kept(world, name)
     found = next((one for one in known if one.told.name == snapshot), None)
@@ -182,6 +195,11 @@ def _find(world: World, name: str, snapshot: str) -> Kept:
         _refuse([_finding("no-such-snapshot", f"it has no {snapshot}, it has {has}")])
     assert found is not None  # noqa: S101 - refused before
     return found
+
+
+def overlays_of(world: World, name: str) -> tuple[str, ...]:
+    """The overlays of the external snapshots of an instance, the newest last."""
+    return tuple(disk.overlay for one in _kept(world, name) if one.told.external for disk in one.told.disks)
 
 
 def refuse_overlays(world: World, name: str) -> None:

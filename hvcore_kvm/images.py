@@ -177,7 +177,8 @@ def _qcow2_findings(file: ImageFile, header: bytes) -> Iterable[Finding]:
         yield _finding(file, "disk-format", f"{file.path} ends within its qcow2 header", "it is damaged")
         return
     version = int.from_bytes(header[4:8], "big")
-    backing = int.from_bytes(header[8:16], "big")
+    # A name without a letter is none: QEMU leaves that behind when it has been told to name nothing.
+    backing = int.from_bytes(header[8:16], "big") and int.from_bytes(header[16:20], "big")
     if version not in (2, 3):
         yield _finding(file, "disk-format", f"{file.path} has qcow2 version {version}; 2 and 3 are known")
     if backing:

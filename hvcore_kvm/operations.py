@@ -284,7 +284,10 @@ class Operations:
         from hvcore_kvm.backup.operations import BackupOperations
 
         return BackupOperations(
-            directory=self._directory, control=self._control, read=lambda instance: self._read(instance)[0]
+            directory=self._directory,
+            control=self._control,
+            read=lambda instance: self._read(instance)[0],
+            settle=self.snapshots.settle,
         )
 
     def cleanup_instance(self, name: str, deadline: Deadline) -> Transition:
@@ -403,7 +406,6 @@ class Operations:
         """Grow a disk."""
         with self._directory(name) as directory:
             record = self._running_record(directory, deadline)
-            refuse_overlays(directory, "resized", str(device).lower())
             return resize_disk(directory, record, str(device).lower(), size, deadline)
 
     def balloon_instance_memory(self, name: str, memory: int, deadline: Deadline) -> BalloonResult:

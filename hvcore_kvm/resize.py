@@ -22,10 +22,11 @@ from hvcore import (
     format_size,
 )
 from hvcore_kvm.directory import InstanceDirectory
-from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hardware.storage import top_nodes
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.monitor import Monitor, connect
 from hvcore_kvm.runtime import RuntimeRecord
+from hvcore_kvm.snapshots.layers import top_overlays
 
 SECTOR = 512
 """What the size of a disk is a multiple of (``BDRV_SECTOR_SIZE`` of QEMU)."""
@@ -37,7 +38,8 @@ def resize_disk(
     """Grow a disk, and let the guest know. A disk that has the size already is no error.
 
     The node on top is resized. A filter such as a throttle passes that on to the image below it; the other way round,
-    the guest would not see it (QEMU 7.2 and 10.0).
+    the guest would not see it (QEMU 7.2 and 10.0). Of a disk with overlays the topmost one grows alone: QEMU lets the
+    image below grow when that is committed.
 
     Args:
         directory: the instance's directory. The caller holds its lock.
@@ -61,8 +63,10 @@ def resize_disk(
         raise _refused(findings)
     if ledger.changes.of(uuid) is not None:
         raise WrongState("the disk is being added or removed", hint="'hv recover' completes that")
-    node = device_id("disk", uuid)
+    overlay = top_overlays(directory).get(uuid)
     with connect(directory, deadline) as monitor:
+        rows = monitor.execute("query-named-block-nodes", {"flat": True})
+        node, _ = top_nodes([row.get("node-name") for row in rows], uuid, overlay)
         before = _size_of(monitor, node)
         findings += [*_against(disk, before, size)]
         if findings:

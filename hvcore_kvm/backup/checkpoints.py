@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from hvcore import Checkpoint, Checkpoints, Disk, DiskCheckpoint, Instance
-from hvcore_kvm.hardware.builder import device_id
+from hvcore_kvm.hardware.storage import top_nodes
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.runtime import BackupNodes
 
@@ -31,7 +31,8 @@ class DiskNode:
     Attributes:
         disk: the disk.
         top: name of the node its device uses.
-        image: name of the node of its image, which all writes pass; it has the bitmaps.
+        image: name of the node of the image that takes all writes, the topmost overlay if it has some; it has the
+            bitmaps.
         size: bytes of the disk.
         keeps: the image can keep bitmaps.
         bitmaps: the bitmaps by name, as QEMU shows them.
@@ -54,17 +55,22 @@ class DiskNode:
         return self.bitmaps.get(f"{PREFIX}{name}")
 
 
-def disk_nodes(monitor: Monitor, instance: Instance) -> tuple[DiskNode, ...]:
-    """The nodes of all disks of an instance, in its order; disks that QEMU does not have are left out."""
+def disk_nodes(monitor: Monitor, instance: Instance, overlays: Mapping[str, str]) -> tuple[DiskNode, ...]:
+    """The nodes of all disks of an instance, in its order; disks that QEMU does not have are left out.
+
+    Args:
+        monitor: the connection.
+        instance: the instance.
+        overlays: path of the topmost overlay of each disk that has some, by uuid.
+    """
     rows = monitor.execute("query-named-block-nodes", {"flat": True})
     nodes = {row["node-name"]: row for row in rows if isinstance(row, Mapping) and "node-name" in row}
     found = []
     for disk in instance.disks:
-        top, below = device_id("disk", disk.uuid or ""), device_id("image", disk.uuid or "")
-        # Beneath a throttle is the image.
-        node = nodes.get(below) or nodes.get(top)
-        if top in nodes and node is not None:
-            found.append(_disk_node(disk, top, node))
+        uuid = disk.uuid or ""
+        top, image = top_nodes(nodes, uuid, overlays.get(uuid))
+        if top in nodes and image in nodes:
+            found.append(_disk_node(disk, top, nodes[image]))
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -30,7 +30,7 @@ from hvcore_kvm.migration.credentials import check_certificates
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.runtime import SAVING, ProcessRecord
-from hvcore_kvm.snapshots.layers import refuse_overlays
+from hvcore_kvm.snapshots.layers import top_overlays
 
 OnProgress = Callable[[Progress], object] | None
 
@@ -58,18 +58,20 @@ class BackupOperations:
         directory: the directory of an instance.
         control: what changes an instance that is there.
         read: reads a definition.
+        settle: puts in order what was left half done with a snapshot.
     """
 
     directory: Callable[[str], InstanceDirectory]
     control: Callable[[InstanceDirectory], Control]
     read: Callable[[Instance], Definition]
+    settle: Callable[[InstanceDirectory, Deadline], object]
 
     def backup_instance(self, name: str, wanted: Wanted, on_progress: OnProgress, deadline: Deadline) -> Backup:
         """Copy the disks."""
         with self.directory(name) as directory:
+            self.settle(directory, deadline)
             seen, process, instance = self._running(directory)
             refuse_moving(seen)
-            refuse_overlays(directory, "backed up")
             if directory.tail(SAVING, 1):
                 raise WrongState("a save of it was interrupted", hint="'hv recover' puts that in order")
             if seen.changes.pending:
@@ -83,7 +85,7 @@ class BackupOperations:
             return take(
                 directory,
                 process,
-                lambda monitor: self._request(monitor, instance, wanted, deadline),
+                lambda monitor: self._request(monitor, instance, top_overlays(directory), wanted, deadline),
                 on_progress,
                 deadline,
             )
@@ -93,20 +95,22 @@ class BackupOperations:
         with self.directory(name) as directory:
             _, process, instance = self._running(directory)
             with Monitor.connected(directory, deadline, process, QUERY) as monitor:
-                return checkpoints_of(name, disk_nodes(monitor, instance))
+                return checkpoints_of(name, disk_nodes(monitor, instance, top_overlays(directory)))
 
     def delete_checkpoint(self, name: str, checkpoint: str, deadline: Deadline) -> Checkpoints:
         """Delete one."""
         with self.directory(name) as directory:
+            self.settle(directory, deadline)
             seen, process, instance = self._running(directory)
             refuse_backup(directory)
             refuse_moving(seen)
             with Monitor.connected(directory, deadline, process) as monitor:
-                nodes = disk_nodes(monitor, instance)
+                overlays = top_overlays(directory)
+                nodes = disk_nodes(monitor, instance, overlays)
                 if not any(node.checkpoint(checkpoint) for node in nodes):
                     raise _refused([_no_checkpoint(nodes, "checkpoint", checkpoint)])
                 delete(monitor, checkpoint, nodes)
-                return checkpoints_of(name, disk_nodes(monitor, instance))
+                return checkpoints_of(name, disk_nodes(monitor, instance, overlays))
 
     def _running(self, directory: InstanceDirectory) -> tuple[Observed, ProcessRecord, Instance]:
         seen = self.control(directory).require_alive()
@@ -116,13 +120,15 @@ class BackupOperations:
             raise NotRunning("there is no record of its disks", hint="restart it")
         return seen, seen.process, seen.record.instance
 
-    def _request(self, monitor: Monitor, instance: Instance, wanted: Wanted, deadline: Deadline) -> Request:
+    def _request(
+        self, monitor: Monitor, instance: Instance, overlays: Mapping[str, str], wanted: Wanted, deadline: Deadline
+    ) -> Request:
         """What is to be done.
 
         Raises:
             InvalidParameters: everything that stands against it.
         """
-        every = disk_nodes(monitor, instance)
+        every = disk_nodes(monitor, instance, overlays)
         chosen, findings = _choose(every, wanted.disks)
         findings += _against_disks(chosen, self.read(instance))
         if wanted.checkpoint is not None:

@@ -39,8 +39,12 @@ RNG_PLACE = "driver/rng"
 
 def device_id(kind: str, uuid: str) -> str:
     """The id of a device in QEMU: short enough for a block node (31 characters), distinct for distinct uuids."""
-    digest = hashlib.blake2b(uuid.lower().encode(), digest_size=6).hexdigest()
-    return f"{kind}-{uuid[:8].lower()}-{digest}"
+    return f"{kind}-{uuid[:8].lower()}-{digest_of(uuid.lower())}"
+
+
+def digest_of(name: str) -> str:
+    """Twelve characters that are distinct for distinct names."""
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).hexdigest()
 
 
 class Builder:

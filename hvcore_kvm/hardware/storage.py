@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hvcore_kvm.command_line import json_option, keyed
 from hvcore_kvm.families import FdRequest
-from hvcore_kvm.hardware.builder import Builder, device_id
+from hvcore_kvm.hardware.builder import Builder, device_id, digest_of
 from hvcore_kvm.hardware.reservations import reservation_manager
 from hvcore_kvm.images import ImageFile, open_image
 from hvcore_kvm.parameters.disk import SCSI_BUSES, Throttle
@@ -158,9 +158,9 @@ def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
             node |= {"driver": "luks", "key-secret": secret}
         else:
             node["encrypt"] = {"format": "luks", "key-secret": secret}
-    for number, file in enumerate(disk.layers, 1):
-        path = builder.fdset(_request(file, layer_id(disk.disk.uuid or "", number)), origin)
-        node = overlay_node(disk, number, path, {**node, "read-only": True})
+    for file in disk.layers:
+        path = builder.fdset(_request(file, layer_id(disk.disk.uuid or "", file.path)), origin)
+        node = overlay_node(disk, file.path, path, {**node, "read-only": True})
     group = None
     if given.throttle is not None:
         group = device_id("throttle", disk.disk.uuid or "")
@@ -173,17 +173,39 @@ def _add_nodes(builder: Builder, disk: DiskDefinition, ident: str) -> str:
     return str(node["node-name"])
 
 
-def layer_id(uuid: str, number: int) -> str:
-    """The name of the block node of an overlay.
+def layer_id(uuid: str, overlay: str) -> str:
+    """The name of the block node of an overlay: the same wherever in the chain it comes to be.
 
     Args:
         uuid: the disk.
-        number: 1 for the one on the image that the definition names.
+        overlay: path of the overlay.
     """
-    return device_id(f"layer{number}", uuid)
+    return f"{layer_prefix(uuid)}{digest_of(overlay)}"
 
 
-def overlay_node(disk: DiskDefinition, number: int, filename: str, below: Mapping[str, Any] | None) -> dict[str, Any]:
+def layer_prefix(uuid: str) -> str:
+    """What the names of the block nodes of all overlays of a disk begin with."""
+    return f"layer-{digest_of(uuid.lower())}-"
+
+
+def top_nodes(names: Container[str], uuid: str, overlay: str | None) -> tuple[str, str]:
+    """The node that the device of a disk uses, and the node of the image that takes what is written.
+
+    They are the same, unless there are limits between them.
+
+    Args:
+        names: the nodes that QEMU has.
+        uuid: the disk.
+        overlay: path of its topmost overlay, if it has some.
+    """
+    top, below = device_id("disk", uuid), device_id("image", uuid)
+    # A limit has the name that else the image has.
+    limited = below in names
+    image = layer_id(uuid, overlay) if overlay is not None else below if limited else top
+    return top if limited else image, image
+
+
+def overlay_node(disk: DiskDefinition, overlay: str, filename: str, below: Mapping[str, Any] | None) -> dict[str, Any]:
     """The block node of an overlay, with the same ways of reading and writing as the image below.
 
     What is below is only read, but by its format: its descriptor stays one for writing, or nothing could ever be
@@ -191,14 +213,14 @@ def overlay_node(disk: DiskDefinition, number: int, filename: str, below: Mappin
 
     Args:
         disk: the disk.
-        number: which overlay; see `layer_id`.
+        overlay: path of the overlay.
         filename: the path of its descriptor set.
         below: the node it lies upon; ``None`` when that is told later.
     """
     common = _common(disk)
     return {
         "driver": "qcow2",
-        "node-name": layer_id(disk.disk.uuid or "", number),
+        "node-name": layer_id(disk.disk.uuid or "", overlay),
         **common,
         "detect-zeroes": disk.parameters.detect_zeroes,
         "file": {"driver": "file", "filename": filename, "aio": disk.parameters.aio, **common},

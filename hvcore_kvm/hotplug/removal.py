@@ -18,12 +18,13 @@ from hvcore import (
     with_other_device,
     without_device,
 )
+from hvcore_kvm.block_nodes import node_names
 from hvcore_kvm.definition import read
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.families import Families, InterfaceEvent
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hardware.storage import layer_id
+from hvcore_kvm.hardware.storage import layer_prefix
 from hvcore_kvm.hotplug.connection import moves
 from hvcore_kvm.hotplug.ledger import Ledger, kind_of
 from hvcore_kvm.hotplug.monitor import UNPLUG_REFUSED, Monitor
@@ -33,8 +34,9 @@ from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import Change
 
 _MOST_DESCRIPTORS = 64
-_MOST_LAYERS = 64
 _NODE_PATIENCE = 10.0
+_LETTING_GO = ("in use", "not owned")
+"""What QEMU says of a block node that may be gone in a moment."""
 
 
 class Removal:
@@ -185,12 +187,9 @@ class Removal:
 
     def _take_disk(self, uuid: str) -> None:
         monitor, ident = self._monitor, device_id("disk", uuid)
-        nodes = {row["node-name"] for row in monitor.execute("query-named-block-nodes", {"flat": True})}
         # A disk with external snapshots is not removed on request, but a guest can let go of what it wants.
-        layers = [name for number in range(1, _MOST_LAYERS) if (name := layer_id(uuid, number)) in nodes]
-        for node in (*reversed(layers), ident):
-            if node in nodes:
-                self._delete_node(node)
+        layers = [name for name in node_names(monitor) if name.startswith(layer_prefix(uuid))]
+        self._delete_nodes(frozenset((ident, *layers)))
         objects = {row["name"] for row in monitor.execute("qom-list", {"path": "/objects"})}
         for kind in ("throttle", "secret"):
             if device_id(kind, uuid) in objects:
@@ -199,18 +198,21 @@ class Removal:
             if any(fd.get("opaque") in (ident, *layers) for fd in row["fds"]):
                 monitor.take_back("remove-fd", {"fdset-id": row["fdset-id"]})
 
-    def _delete_node(self, ident: str) -> None:
-        """Delete a block node; QEMU may still be letting go of it when the device is not seen any more."""
+    def _delete_nodes(self, idents: frozenset[str]) -> None:
+        """Delete block nodes, each before what it is upon; QEMU may still be letting go of them."""
         patience = Deadline.after(_NODE_PATIENCE)
-        while True:
-            try:
-                self._monitor.execute("blockdev-del", {"node-name": ident})
-            except HypervisorRefused as error:
-                if "is in use" not in str(error) or patience.expired:
-                    raise
+        while left := idents & node_names(self._monitor):
+            refused = []
+            for ident in left:
+                try:
+                    self._monitor.execute("blockdev-del", {"node-name": ident})
+                except HypervisorRefused as error:
+                    refused.append(error)
+            if len(refused) == len(left):
+                # One that is within another goes with that.
+                if patience.expired or not any(words in error.text for error in refused for words in _LETTING_GO):
+                    raise refused[0]
                 self._monitor.pause()
-            else:
-                return
 
     def _take_nic(self, uuid: str) -> None:
         monitor = self._monitor

@@ -32,7 +32,6 @@ from hvcore_kvm.runtime import Placement, RuntimeRecord
 from hvcore_kvm.saving.restore import SavedState, read_for_restore
 from hvcore_kvm.saving.save import save
 from hvcore_kvm.saving.saved_file import Compression, SavedRecord
-from hvcore_kvm.snapshots.layers import refuse_overlays
 
 OnProgress = Callable[[Progress], object] | None
 
@@ -66,7 +65,6 @@ class Saver:
             if seen.unfinished:
                 raise AlreadyRunning("its start was interrupted", hint="'hv recover' puts it in order")
             refuse_backup(directory)
-            refuse_overlays(directory, "saved")
             saved = save(directory, seen, path, self.compression, on_progress, deadline)
             # From here on the file counts: what cannot be ended now is ended by recover.
             control.end_saved(seen, deadline)

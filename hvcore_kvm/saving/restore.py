@@ -8,7 +8,7 @@ import os
 import select
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from hvcore import Deadline, DeadlineExceeded, Finding, OperationFailed, Progress, RecordError
 from hvcore_kvm.directory import InstanceDirectory
@@ -19,6 +19,7 @@ from hvcore_kvm.saving import channel
 from hvcore_kvm.saving.save import look_at
 from hvcore_kvm.saving.saved_file import (
     CHUNK,
+    SavedDisk,
     SavedFile,
     SavedHeader,
     host_cpu,
@@ -27,6 +28,8 @@ from hvcore_kvm.saving.saved_file import (
     read_header,
     verify_stream,
 )
+from hvcore_kvm.snapshots.layers import overlays_of
+from hvcore_kvm.snapshots.record import Shelf
 
 _FD = "hvcore-restore"
 
@@ -124,16 +127,12 @@ class SavedState:
         if history is not None and history.saved_as != self._header.id and not self._file.restored:
             message = f"{self._header.record.instance.name} has run here since it was saved"
             yield Finding(code="ran-since", path="path", message=message, hint=hint)
+        overlays = overlays_of(Shelf(self._directory).snapshots)
         for index, disk in enumerate(self._header.record.instance.disks):
             then = next((saved for saved in self._header.disks if saved.uuid == disk.uuid), None)
             if then is None or disk.path is None or disk.read_only:
                 continue
-            now = look_at(then.uuid, disk.path)
-            # One that is not there, the plan of the start has found.
-            if now is not None and now != then:
-                message = f"{disk.path} has been written since the guest was saved"
-                if now.size != then.size:
-                    message = f"{disk.path} has {now.size} bytes, and had {then.size} when the guest was saved"
+            for message in _differences(then, disk.path, overlays.get(then.uuid, ())):
                 yield Finding(code="disk-changed", path=f"disks[{index}].path", message=message, hint=hint)
 
     def load(self, client: QmpClient, deadline: Deadline) -> None:
@@ -217,3 +216,28 @@ class SavedState:
     def _say(self, phase: str, done: int, total: int | None = None) -> None:
         if self._on_progress is not None:
             self._on_progress(Progress(phase=phase, done=done, total=total or self._header.stream.size))
+
+
+def _differences(then: SavedDisk, path: str, overlays: Sequence[str]) -> Iterator[str]:
+    """In what a disk is no longer what it was when its guest was saved.
+
+    Overlays that have come since are none: nothing is in them before a guest runs, and that is told otherwise.
+
+    Args:
+        then: what it was.
+        path: its image.
+        overlays: what lies upon that now, the topmost last.
+    """
+    had = [layer.path for layer in then.layers]
+    for gone in (one for number, one in enumerate(had) if list(overlays[number : number + 1]) != [one]):
+        yield f"{path} had the overlay {gone} when the guest was saved, which has been deleted or reverted since"
+    images = ((path, then.size, then.modified), *((one.path, one.size, one.modified) for one in then.layers))
+    for image, size, modified in images:
+        now = look_at("", image)
+        # One that is not there, the plan of the start has found, or it is no overlay any more.
+        if now is None or (now.size, now.modified) == (size, modified):
+            continue
+        if now.size != size:
+            yield f"{image} has {now.size} bytes, and had {size} when the guest was saved"
+        else:
+            yield f"{image} has been written since the guest was saved"

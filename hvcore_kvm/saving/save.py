@@ -14,7 +14,7 @@ import stat
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -42,12 +42,15 @@ from hvcore_kvm.saving.saved_file import (
     Compression,
     SavedDisk,
     SavedHeader,
+    SavedLayer,
     SavedRecord,
     SavedStream,
     complete,
     host_cpu,
     reserve,
 )
+from hvcore_kvm.snapshots.layers import overlays_of
+from hvcore_kvm.snapshots.record import Shelf
 
 SAVABLE = ("running", "paused", "prelaunch")
 """QEMU's run states in which a guest can be saved."""
@@ -108,9 +111,10 @@ def save(
             saving = Saving(id=str(uuid.uuid4()), path=path, part="", state=state)
             saving = attrs.evolve(saving, part=part_of(path, saving.id))
             channel.prepare(client, deadline)
-            header = _header(record, placement, saving, compression)
+            overlays = overlays_of(Shelf(directory).snapshots)
+            header = _header(record, placement, overlays, saving, compression)
             directory.write(SAVING, saving, schema=SCHEMA)
-            return _write(client, record.instance, header, saving, on_progress, deadline)
+            return _write(client, record.instance, overlays, header, saving, on_progress, deadline)
     except BaseException as error:
         _undo(directory, error)
         if isinstance(error, QmpError):
@@ -143,7 +147,13 @@ def _state(client: QmpClient, deadline: Deadline) -> str:
     return found
 
 
-def _header(record: RuntimeRecord, placement: Placement | None, saving: Saving, compression: str) -> SavedHeader:
+def _header(
+    record: RuntimeRecord,
+    placement: Placement | None,
+    overlays: Mapping[str, Sequence[str]],
+    saving: Saving,
+    compression: str,
+) -> SavedHeader:
     """The header, with numbers that need as much room as any."""
     saved = SavedRecord(
         instance=record.instance,
@@ -155,7 +165,17 @@ def _header(record: RuntimeRecord, placement: Placement | None, saving: Saving, 
         addresses={} if placement is None else placement.addresses,
     )
     stream = SavedStream(offset=_LARGEST, size=_LARGEST, raw_size=_LARGEST, sha256="0" * 64, compression=compression)
-    disks = (SavedDisk(uuid=disk.uuid or "", size=_LARGEST, modified=_LARGEST) for disk in record.instance.disks)
+    disks = (
+        SavedDisk(
+            uuid=disk.uuid or "",
+            size=_LARGEST,
+            modified=_LARGEST,
+            layers=tuple(
+                SavedLayer(path=path, size=_LARGEST, modified=_LARGEST) for path in overlays.get(disk.uuid or "", ())
+            ),
+        )
+        for disk in record.instance.disks
+    )
     return SavedHeader(
         id=saving.id,
         saved=time.time(),
@@ -170,6 +190,7 @@ def _header(record: RuntimeRecord, placement: Placement | None, saving: Saving, 
 def _write(
     client: QmpClient,
     instance: Instance,
+    overlays: Mapping[str, Sequence[str]],
     header: SavedHeader,
     saving: Saving,
     on_progress: Callable[[Progress], object] | None,
@@ -193,7 +214,7 @@ def _write(
         stream = attrs.evolve(
             header.stream, offset=offset, size=written.size, raw_size=written.raw_size, sha256=written.sha256
         )
-        complete(file.fd, attrs.evolve(header, stream=stream, disks=disks_of(instance)))
+        complete(file.fd, attrs.evolve(header, stream=stream, disks=disks_of(instance, overlays)))
         file.publish()
     return SavedInstance(name=instance.name, path=saving.path, size=offset + written.size)
 
@@ -249,15 +270,34 @@ def _receive(
             return _Written(size=size, raw_size=raw_size, sha256=digest.hexdigest())
 
 
-def disks_of(instance: Instance) -> tuple[SavedDisk, ...]:
-    """What the disks of an instance are at this moment; those behind a server are left out."""
-    return tuple(
-        found for disk in instance.disks if disk.path and (found := look_at(disk.uuid or "", disk.path)) is not None
-    )
+def disks_of(instance: Instance, overlays: Mapping[str, Sequence[str]]) -> tuple[SavedDisk, ...]:
+    """What the disks of an instance are at this moment; those behind a server are left out.
+
+    Args:
+        instance: the instance.
+        overlays: paths of the overlays of each disk, the topmost last, by uuid.
+
+    Raises:
+        OperationFailed: an overlay cannot be looked at.
+    """
+    found = []
+    for disk in instance.disks:
+        image = look_at(disk.uuid or "", disk.path) if disk.path else None
+        if image is not None:
+            layers = tuple(_layer(path) for path in overlays.get(disk.uuid or "", ()))
+            found.append(attrs.evolve(image, layers=layers))
+    return tuple(found)
+
+
+def _layer(path: str) -> SavedLayer:
+    found = look_at("", path)
+    if found is None:
+        raise OperationFailed(f"the overlay {path} cannot be looked at", code="not-saved", hint="put it back")
+    return SavedLayer(path=path, size=found.size, modified=found.modified)
 
 
 def look_at(ident: str, path: str) -> SavedDisk | None:
-    """What a disk is at this moment; ``None`` when it cannot be looked at."""
+    """What an image is at this moment; ``None`` when it cannot be looked at."""
     try:
         found = os.stat(path)
         if stat.S_ISREG(found.st_mode):

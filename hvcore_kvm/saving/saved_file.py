@@ -47,12 +47,22 @@ Compression = Literal["none", "zlib"]
 
 
 @attrs.frozen(kw_only=True)
+class SavedLayer:
+    """What an overlay of a disk was when its guest was saved."""
+
+    path: str = param(summary="Where it was.")
+    size: int = param(summary="Bytes of the file.", checks=(checks.at_least(0),))
+    modified: int = param(summary="When it was last written, in nanoseconds.")
+
+
+@attrs.frozen(kw_only=True)
 class SavedDisk:
     """What a disk was when its guest was saved. A file's size and time tell whether it has been written since."""
 
     uuid: str = param(summary="Identity of the disk.")
     size: int = param(summary="Bytes of the file; of a block device its capacity.", checks=(checks.at_least(0),))
     modified: int = param(summary="When the file was last written, in nanoseconds; 0 where nobody can tell.")
+    layers: tuple[SavedLayer, ...] = param(default=(), summary="The overlays upon it, the topmost last.")
 
 
 @attrs.frozen(kw_only=True)

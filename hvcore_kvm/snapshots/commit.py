@@ -6,13 +6,13 @@ below are equal then, and on stable storage (QEMU flushes before it gets there),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from hvcore import DeadlineExceeded, HypervisorRefused, OperationFailed
 from hvcore_kvm.block_job import cancel_jobs, dismiss_jobs, job_states, wait_jobs
-from hvcore_kvm.block_nodes import node_stacks
+from hvcore_kvm.block_nodes import block_chains, node_names, node_stacks
 from hvcore_kvm.hardware.builder import device_id
-from hvcore_kvm.hardware.storage import layer_id
+from hvcore_kvm.hardware.storage import layer_id, top_nodes
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.snapshots.growth import OnProgress
 
@@ -22,23 +22,15 @@ def job_id(uuid: str) -> str:
     return device_id("commit", uuid)
 
 
-def node_below(stack: Sequence[str], uuid: str, number: int) -> str:
+def node_below(names: Container[str], uuid: str, lower: str | None) -> str:
     """The node that an overlay lies upon.
 
     Args:
-        stack: the nodes of the disk's device from the top, without those below an overlay.
+        names: the nodes that QEMU has.
         uuid: the disk.
-        number: which overlay; see `layer_id`.
+        lower: path of the overlay below it; ``None`` for the image that the definition names.
     """
-    if number > 1:
-        return layer_id(uuid, number - 1)
-    top = device_id("disk", uuid)
-    # A limit has the name that else the image has.
-    limited = top in stack[:1] and stack[1:2] in (
-        (device_id("image", uuid),),
-        (layer_id(uuid, 1),),
-    )
-    return device_id("image", uuid) if limited else top
+    return top_nodes(names, uuid, lower)[1]
 
 
 def refuse_jobs(monitor: Monitor) -> None:
@@ -53,25 +45,26 @@ def refuse_jobs(monitor: Monitor) -> None:
         raise OperationFailed(message, code="job-under-way", hint="wait until that is done, or end it")
 
 
-def on_overlay(monitor: Monitor, numbers: Mapping[str, int]) -> set[str]:
-    """The disks whose device uses the overlay of a number.
+def on_overlay(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
+    """The disks whose device uses an overlay, with none upon it.
 
     Args:
         monitor: the connection.
-        numbers: the number of the overlay, by uuid of the disk; see `layer_id`.
+        overlays: path of the overlay, by uuid of the disk.
     """
     stacks = node_stacks(monitor)
-    return {
-        uuid for uuid, number in numbers.items() if layer_id(uuid, number) in stacks.get(device_id("disk", uuid), ())
-    }
+    return {uuid for uuid, path in overlays.items() if layer_id(uuid, path) in stacks.get(device_id("disk", uuid), ())}
 
 
-def commit_until_equal(monitor: Monitor, numbers: Mapping[str, int], on_progress: OnProgress) -> None:
+def commit_until_equal(
+    monitor: Monitor, overlays: Mapping[str, str], lower: Mapping[str, str | None], on_progress: OnProgress
+) -> None:
     """Write the topmost overlays into what is below, until all are equal and nothing can be written to either.
 
     Args:
         monitor: the connection; its deadline bounds it.
-        numbers: the number of the topmost overlay, by uuid of the disk.
+        overlays: path of the topmost overlay, by uuid of the disk.
+        lower: what each lies upon; see `lower_overlays`.
         on_progress: told how far it is.
 
     Raises:
@@ -79,17 +72,16 @@ def commit_until_equal(monitor: Monitor, numbers: Mapping[str, int], on_progress
         OperationFailed: the same.
         DeadlineExceeded: they are not equal in time; the same.
     """
-    jobs = [job_id(uuid) for uuid in numbers]
-    stacks = node_stacks(monitor)
-    for uuid, number in numbers.items():
-        stack = stacks[device_id("disk", uuid)]
+    jobs = [job_id(uuid) for uuid in overlays]
+    stacks, names = node_stacks(monitor), node_names(monitor)
+    for uuid, path in overlays.items():
         monitor.execute(
             "block-commit",
             {
                 "job-id": job_id(uuid),
-                "device": stack[0],
-                "top-node": layer_id(uuid, number),
-                "base-node": node_below(stack, uuid, number),
+                "device": stacks[device_id("disk", uuid)][0],
+                "top-node": layer_id(uuid, path),
+                "base-node": node_below(names, uuid, lower[uuid]),
                 "auto-finalize": False,
                 "auto-dismiss": False,
             },
@@ -103,19 +95,83 @@ def commit_until_equal(monitor: Monitor, numbers: Mapping[str, int], on_progress
         raise OperationFailed("somebody has ended what QEMU was doing", code="job-gone", hint="try again")
 
 
-def cancel_commit(monitor: Monitor, numbers: Mapping[str, int]) -> None:
+def in_chain(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
+    """The disks whose device reads through an overlay, whatever lies upon that.
+
+    Args:
+        monitor: the connection.
+        overlays: path of the overlay, by uuid of the disk.
+    """
+    chains = block_chains(monitor)
+    return {uuid for uuid, path in overlays.items() if layer_id(uuid, path) in chains.get(device_id("disk", uuid), ())}
+
+
+def left_out(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
+    """The disks whose device does not read through an overlay any more; see `in_chain`."""
+    chains = block_chains(monitor)
+    return {uuid for uuid in overlays if device_id("disk", uuid) in chains} - in_chain(monitor, overlays)
+
+
+def commit_below(
+    monitor: Monitor, overlays: Mapping[str, str], lower: Mapping[str, str | None], on_progress: OnProgress
+) -> None:
+    """Write overlays upon which others lie into what is below, and let QEMU leave them out.
+
+    What is read through the others is the same before, meanwhile and afterwards, with these overlays and without them.
+    The guest's writes do not wait. When it returns, what was written is on stable storage: QEMU opens the images anew,
+    for reading, and flushes them for that.
+
+    Args:
+        monitor: the connection; its deadline bounds it.
+        overlays: path of the overlay, by uuid of the disk.
+        lower: what each lies upon; see `lower_overlays`.
+        on_progress: told how far it is.
+
+    Raises:
+        HypervisorRefused: QEMU's own words. Others of the jobs may be under way.
+        OperationFailed: the same.
+        DeadlineExceeded: they are not written in time; the same.
+    """
+    jobs = [job_id(uuid) for uuid in overlays]
+    chains, names = block_chains(monitor), node_names(monitor)
+    for uuid, path in overlays.items():
+        monitor.execute(
+            "block-commit",
+            {
+                "job-id": job_id(uuid),
+                "device": chains[device_id("disk", uuid)][0],
+                "top-node": layer_id(uuid, path),
+                "base-node": node_below(names, uuid, lower[uuid]),
+                # QEMU would write into the header of the overlay above what it has opened below.
+                "backing-file": "",
+                "auto-finalize": False,
+                "auto-dismiss": False,
+            },
+        )
+    wait_jobs(monitor, jobs, until="pending", phase="committing", on_progress=on_progress)
+    for job in jobs:
+        monitor.execute("job-finalize", {"id": job})
+    wait_jobs(monitor, jobs, phase="completing", on_progress=on_progress)
+    there = in_chain(monitor, overlays)
+    if there:
+        message = f"QEMU has not let go of the overlay of disk {', '.join(sorted(there))}"
+        raise OperationFailed(message, code="not-done", hint="try again")
+    dismiss_jobs(monitor, jobs)
+
+
+def cancel_commit(monitor: Monitor, overlays: Mapping[str, str]) -> None:
     """End commits where they are: the devices stay on the overlays, which lack nothing."""
-    cancel_jobs(monitor, [job_id(uuid) for uuid in numbers])
+    cancel_jobs(monitor, [job_id(uuid) for uuid in overlays])
 
 
-def finish_commit(monitor: Monitor, numbers: Mapping[str, int]) -> set[str]:
+def finish_commit(monitor: Monitor, overlays: Mapping[str, str]) -> set[str]:
     """Let the devices go on with what is below overlays that are equal to it; again what was done is no error.
 
     Returns:
         Disks whose device has stayed on its overlay.
     """
     states = job_states(monitor)
-    jobs = [job_id(uuid) for uuid in numbers if job_id(uuid) in states]
+    jobs = [job_id(uuid) for uuid in overlays if job_id(uuid) in states]
     for job in jobs:
         if states[job].status == "pending":
             monitor.attempt("job-finalize", {"id": job})
@@ -125,7 +181,7 @@ def finish_commit(monitor: Monitor, numbers: Mapping[str, int]) -> set[str]:
     while jobs and not all(state.over for ident, state in job_states(monitor).items() if ident in jobs):
         _let_be(monitor, "QEMU does not end what it was told to complete")
     dismiss_jobs(monitor, jobs)
-    return on_overlay(monitor, numbers)
+    return on_overlay(monitor, overlays)
 
 
 def withdraw_nodes(monitor: Monitor, layers: Sequence[str]) -> None:
@@ -152,4 +208,4 @@ def _let_be(monitor: Monitor, late: str) -> None:
 
 
 def _has_node(monitor: Monitor, name: str) -> bool:
-    return any(row.get("node-name") == name for row in monitor.execute("query-named-block-nodes", {"flat": True}))
+    return name in node_names(monitor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -21,7 +21,7 @@ from hvcore import (
     OutcomeUnknown,
 )
 from hvcore_kvm.backup.recovery import refuse_backup
-from hvcore_kvm.block_nodes import node_stacks
+from hvcore_kvm.block_nodes import block_chains, node_names, node_stacks
 from hvcore_kvm.definition import Definition, DiskDefinition
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.hardware.builder import device_id
@@ -31,11 +31,33 @@ from hvcore_kvm.lifecycle import Control, plain_state
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
 from hvcore_kvm.snapshots import still_image
-from hvcore_kvm.snapshots.commit import commit_until_equal, node_below, on_overlay, refuse_jobs
+from hvcore_kvm.snapshots.bitmaps import (
+    bitmap_finding,
+    bitmap_names,
+    check_live_bitmaps,
+    check_still_bitmaps,
+    node_rows,
+)
+from hvcore_kvm.snapshots.commit import (
+    commit_below,
+    commit_until_equal,
+    in_chain,
+    left_out,
+    node_below,
+    on_overlay,
+    refuse_jobs,
+)
 from hvcore_kvm.snapshots.comparison import check_name
 from hvcore_kvm.snapshots.growth import OnProgress, say
-from hvcore_kvm.snapshots.layers import check_bases, make_overlays, new_paths, top_files, with_overlays
-from hvcore_kvm.snapshots.overlay_settling import layer_numbers
+from hvcore_kvm.snapshots.layers import (
+    check_bases,
+    covered,
+    lower_overlays,
+    make_overlays,
+    new_paths,
+    top_files,
+    with_overlays,
+)
 from hvcore_kvm.snapshots.record import Shelf, SnapshotRecord, Undertaking
 from hvcore_kvm.snapshots.settling import settle
 from hvcore_kvm.snapshots.standing import alive_of, last_state, record_of, refuse_state
@@ -74,7 +96,7 @@ class ExternalSnapshots:
         if definition is not None:
             findings += check_bases(definition)
         if seen is None and definition is not None and not findings:
-            findings += _check_files(definition)
+            findings += _check_files(definition) or check_still_bitmaps(definition, None, deadline)
         if findings or definition is None:
             raise InvalidParameters("no snapshot can be taken", FindingSet(findings))
         below = top_files(definition)
@@ -117,20 +139,19 @@ class ExternalSnapshots:
             state = monitor.run_state()
             refuse_state(state, "taken")
             refuse_jobs(monitor)
-            stacks = node_stacks(monitor)
-            findings = [*_check_nodes(monitor, stacks, definition)]
+            findings = [*_check_nodes(monitor, definition)]
             if findings:
                 raise InvalidParameters("no snapshot can be taken", FindingSet(findings))
             wanted = attrs.evolve(wanted, state=plain_state(state))
             self._make(wanted, below, deadline)
             say(on_progress, "taking", 0, None)
-            actions = []
+            actions, names = [], node_names(monitor)
             for disk in definition.disks:
                 path = wanted.overlays.get(disk.disk.uuid or "")
                 if path is not None:
                     layer = _add_layer(monitor, disk, path)
                     uuid = disk.disk.uuid or ""
-                    node = node_below(stacks[device_id("disk", uuid)], uuid, len(disk.overlays) + 1)
+                    node = node_below(names, uuid, disk.overlays[-1] if disk.overlays else None)
                     actions.append({"type": "blockdev-snapshot", "data": {"node": node, "overlay": layer}})
             in_time(deadline)
             monitor.execute("transaction", {"actions": actions})
@@ -175,19 +196,24 @@ class ExternalSnapshots:
 
     def delete(self, wanted: SnapshotRecord, on_progress: OnProgress, deadline: Deadline) -> None:
         """Write the overlays into what is below them, and the guest goes on with that."""
-        findings = [*self._against_newer(wanted, "deleted")]
-        definition, problems = self._definition(wanted.instance)
-        findings += problems
+        definition, findings = self._definition(wanted.instance)
+        below = covered(Shelf(self.directory).snapshots, wanted.overlays)
         seen = alive_of(self.directory)
-        if definition is not None and not findings and seen is None:
-            findings += _check_files(definition)
+        if seen is None and definition is not None and not findings:
+            top = wanted.overlays.keys() - below
+            findings += _check_files(definition) or check_still_bitmaps(definition, top, deadline)
+        elif seen is not None and below and below != wanted.overlays.keys():
+            message = "it is the newest of some of its disks, and of others it is not"
+            hint = "stop the instance, or delete those that came after it first"
+            findings.append(Finding(code="snapshot-order", path="snapshot", message=message, hint=hint))
         if findings or definition is None:
             raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
         undertaking = Undertaking(operation="delete", snapshot=wanted)
         if seen is not None:
             record_of(seen)
             refuse_backup(self.directory)
-            self._commit_live(seen, undertaking, on_progress, deadline)
+            commit = self._commit_below if below else self._commit_live
+            commit(seen, definition, undertaking, on_progress, deadline)
         else:
             self._commit_still(definition, undertaking, on_progress, deadline)
         self._complete("it is deleted")
@@ -197,24 +223,58 @@ class ExternalSnapshots:
         self.directory.remove_data_if_empty()
 
     def _commit_live(
-        self, seen: Observed, undertaking: Undertaking, on_progress: OnProgress, deadline: Deadline
+        self,
+        seen: Observed,
+        definition: Definition,
+        undertaking: Undertaking,
+        on_progress: OnProgress,
+        deadline: Deadline,
     ) -> None:
         shelf = Shelf(self.directory)
-        numbers = layer_numbers(shelf, undertaking)
+        overlays = undertaking.snapshot.overlays
+        lower = lower_overlays(shelf.snapshots, overlays)
         with (
             self._taken_back(deadline),
             Monitor.connected(self.directory, deadline, seen.process) as monitor,
         ):
             refuse_state(monitor.run_state(), "deleted")
             refuse_jobs(monitor)
-            elsewhere = sorted(numbers.keys() - on_overlay(monitor, numbers))
-            if elsewhere:
-                message = f"QEMU does not use the overlay of disk {', '.join(elsewhere)}"
-                finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
-                raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+            _refuse_elsewhere(overlays.keys() - on_overlay(monitor, overlays))
+            _refuse_apart(monitor, lower)
+            findings = [*check_live_bitmaps(monitor, definition, overlays)]
+            if findings:
+                raise InvalidParameters("the snapshot cannot be deleted", FindingSet(findings))
             in_time(deadline)
             shelf.begin(undertaking)
-            commit_until_equal(monitor, numbers, on_progress)
+            commit_until_equal(monitor, overlays, lower, on_progress)
+            self._note_equal(undertaking)
+
+    def _commit_below(
+        self,
+        seen: Observed,
+        definition: Definition,
+        undertaking: Undertaking,
+        on_progress: OnProgress,
+        deadline: Deadline,
+    ) -> None:
+        """The same for overlays upon which others lie: the guest writes to those, and its device stays on them."""
+        del definition
+        shelf, overlays = Shelf(self.directory), undertaking.snapshot.overlays
+        lower = lower_overlays(shelf.snapshots, overlays)
+        with (
+            self._taken_back(deadline),
+            Monitor.connected(self.directory, deadline, seen.process) as monitor,
+        ):
+            refuse_state(monitor.run_state(), "deleted")
+            refuse_jobs(monitor)
+            there = in_chain(monitor, overlays)
+            # Of a deletion that came to its end for some of the disks.
+            done = left_out(monitor, overlays) if undertaking.snapshot.spoiled else set()
+            _refuse_elsewhere(overlays.keys() - there - done)
+            _refuse_apart(monitor, {uuid: lower[uuid] for uuid in there})
+            in_time(deadline)
+            shelf.begin(undertaking)
+            commit_below(monitor, {uuid: overlays[uuid] for uuid in there}, lower, on_progress)
             self._note_equal(undertaking)
 
     def _commit_still(
@@ -225,8 +285,9 @@ class ExternalSnapshots:
         Shelf(self.directory).begin(undertaking)
         with self._taken_back(deadline):
             for disk in definition.disks:
-                if disk.disk.uuid in undertaking.snapshot.overlays:
-                    files = (disk.file, *disk.layers)
+                overlay = undertaking.snapshot.overlays.get(disk.disk.uuid or "")
+                if overlay is not None:
+                    files = (disk.file, *disk.layers[: disk.overlays.index(overlay) + 1])
                     still_image.commit([(file.path, file.format) for file in files], deadline)
             in_time(deadline)
             self._note_equal(undertaking)
@@ -256,17 +317,17 @@ class ExternalSnapshots:
             findings.append(Finding(code="snapshot-kinds", path="external", message=message, hint="delete them first"))
         return findings
 
-    def _against_newer(self, wanted: SnapshotRecord, what: str) -> list[Finding]:
+    def _against_newer(self, wanted: SnapshotRecord) -> list[Finding]:
         known = [one.name for one in Shelf(self.directory).snapshots]
         newer = known[known.index(wanted.name) + 1 :]
         if not newer:
             return []
         message = f"{', '.join(newer)} came after it, and lies upon it"
-        hint = f"delete {'it' if len(newer) == 1 else 'them, the newest first'}; then it can be {what}"
+        hint = f"delete {'it' if len(newer) == 1 else 'them, the newest first'}; then it can be reverted"
         return [Finding(code="snapshot-order", path="snapshot", message=message, hint=hint)]
 
     def _against_revert(self, wanted: SnapshotRecord) -> Sequence[Finding]:
-        findings = self._against_newer(wanted, "reverted")
+        findings = self._against_newer(wanted)
         if wanted.spoiled:
             message = "its deletion was begun: the images below are no longer what they were"
             hint = "delete it; the instance stays what it is"
@@ -291,6 +352,37 @@ class ExternalSnapshots:
             ) from error
 
 
+def _refuse_elsewhere(elsewhere: Collection[str]) -> None:
+    """Refuse what is to be done with overlays that QEMU does not use.
+
+    Raises:
+        InvalidParameters: there are disks of which it uses others.
+    """
+    if elsewhere:
+        message = f"QEMU does not use the overlay of disk {', '.join(sorted(elsewhere))}"
+        finding = Finding(code="no-snapshots", path="snapshot", message=message, hint="stop the instance first")
+        raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+
+
+def _refuse_apart(monitor: Monitor, lower: Mapping[str, str | None]) -> None:
+    """Refuse to write into images that QEMU has left out: a deletion below came to its end for some disks only.
+
+    Raises:
+        InvalidParameters: there are such disks.
+    """
+    names, chains = node_names(monitor), block_chains(monitor)
+    apart = sorted(
+        uuid
+        for uuid, path in lower.items()
+        if node_below(names, uuid, path) not in chains.get(device_id("disk", uuid), ())
+    )
+    if apart:
+        message = f"what lies below it is half deleted, and already left out of disk {', '.join(apart)}"
+        hint = "delete the snapshot below it first, or stop the instance"
+        finding = Finding(code="snapshot-order", path="snapshot", message=message, hint=hint)
+        raise InvalidParameters("the snapshot cannot be deleted", FindingSet([finding]))
+
+
 def _check_files(definition: Definition) -> list[Finding]:
     """What stands against using the images of an instance that is not alive."""
     return [
@@ -302,33 +394,29 @@ def _check_files(definition: Definition) -> list[Finding]:
     ]
 
 
-def _check_nodes(monitor: Monitor, stacks: Mapping[str, Sequence[str]], definition: Definition) -> Iterator[Finding]:
+def _check_nodes(monitor: Monitor, definition: Definition) -> Iterator[Finding]:
     """What stands against laying an overlay upon the nodes that QEMU has."""
-    rows = {row["node-name"]: row for row in monitor.execute("query-named-block-nodes", {"flat": True})}
+    rows, stacks = node_rows(monitor), node_stacks(monitor)
     for disk in definition.disks:
         if disk.disk.read_only:
             continue
         uuid = disk.disk.uuid or ""
         stack = stacks.get(device_id("disk", uuid), ())
-        node = node_below(stack, uuid, len(disk.overlays) + 1)
-        bitmaps = [str(one.get("name", "")) for one in rows.get(node, {}).get("dirty-bitmaps", ())]
+        node = node_below(rows, uuid, disk.overlays[-1] if disk.overlays else None)
         if node not in stack:
             message = f"QEMU uses {' upon '.join(stack) or 'nothing'} for it, and should use {node}"
             yield Finding(code="no-snapshots", path=disk.origin, message=message, hint="restart the instance")
-        elif bitmaps:
-            message = f"it has the dirty bitmap {', '.join(name or 'without a name' for name in bitmaps)}"
-            hint = "delete the checkpoints first; the next backup has to be a full one"
-            yield Finding(code="dirty-bitmap", path=disk.origin, message=message, hint=hint)
+        elif names := bitmap_names(rows.get(node, {})):
+            yield bitmap_finding(disk, names)
 
 
 def _add_layer(monitor: Monitor, disk: DiskDefinition, path: str) -> str:
     """Give QEMU an overlay, upon nothing yet; returns the name of its node."""
-    uuid, number = disk.disk.uuid or "", len(disk.overlays) + 1
-    layer = layer_id(uuid, number)
+    layer = layer_id(disk.disk.uuid or "", path)
     fd = open_image(attrs.evolve(disk.file, path=path, format="qcow2"))
     try:
         added = monitor.execute("add-fd", {"opaque": layer}, (fd,))
     finally:
         os.close(fd)
-    monitor.execute("blockdev-add", overlay_node(disk, number, f"/dev/fdset/{added['fdset-id']}", None))
+    monitor.execute("blockdev-add", overlay_node(disk, path, f"/dev/fdset/{added['fdset-id']}", None))
     return layer

@@ -35,6 +35,33 @@ def overlays_of(snapshots: Sequence[SnapshotRecord]) -> dict[str, tuple[str, ...
     return found
 
 
+def top_overlays(directory: InstanceDirectory) -> dict[str, str]:
+    """Path of the topmost overlay of each disk of an instance that has some, by uuid."""
+    return {uuid: paths[-1] for uuid, paths in overlays_of(Shelf(directory).snapshots).items()}
+
+
+def lower_overlays(snapshots: Sequence[SnapshotRecord], overlays: Mapping[str, str]) -> dict[str, str | None]:
+    """Path of the overlay that each of some overlays lies upon; ``None`` for the image that the definition names.
+
+    Args:
+        snapshots: all snapshots, those of the overlays among them.
+        overlays: paths by uuid of the disk.
+    """
+    chains = overlays_of(snapshots)
+    return {uuid: dict(zip(chains[uuid], (None, *chains[uuid]), strict=False))[path] for uuid, path in overlays.items()}
+
+
+def covered(snapshots: Sequence[SnapshotRecord], overlays: Mapping[str, str]) -> set[str]:
+    """The disks of which another overlay lies upon one of these.
+
+    Args:
+        snapshots: all snapshots, those of the overlays among them.
+        overlays: paths by uuid of the disk.
+    """
+    chains = overlays_of(snapshots)
+    return {uuid for uuid, path in overlays.items() if path in chains.get(uuid, ())[:-1]}
+
+
 def with_overlays(definition: Definition, directory: InstanceDirectory) -> tuple[Definition, list[Finding]]:
     """A definition with the overlays of its disks, and what stands against their lying where they do.
 
@@ -144,9 +171,7 @@ def refuse_overlays(directory: InstanceDirectory, what: str, uuid: str | None = 
     having = [one.name for one in Shelf(directory).snapshots if one.external and (uuid is None or uuid in one.overlays)]
     if having:
         names, which = ", ".join(having), "it" if uuid is None else f"disk {uuid}"
-        raise WrongState(
-            f"{which} cannot be {what} while it has external snapshots: {names}", hint="delete them, the newest first"
-        )
+        raise WrongState(f"{which} cannot be {what} while it has external snapshots: {names}", hint="delete them first")
 
 
 def has_overlays(directory: InstanceDirectory) -> bool:

@@ -1,7 +1,8 @@
 """What is left of an undertaking with an external snapshot: completed or taken back, as `settle` says.
 
 Whoever reads an image must know on which side of a commit it is. The account is changed while overlay and image are
-equal and nothing writes to either (phase ``equal``): until then the overlay counts, from then on what is below.
+equal and nothing writes to either (phase ``equal``): until then the overlay counts, from then on what is below. An
+overlay upon which another lies is written by nobody: once all of it is in what is below, it may count or not.
 """
 
 from __future__ import annotations
@@ -15,16 +16,9 @@ from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.hardware.storage import layer_id
 from hvcore_kvm.monitor import Monitor
 from hvcore_kvm.observation import Observed
-from hvcore_kvm.snapshots.commit import cancel_commit, finish_commit, on_overlay, withdraw_nodes
-from hvcore_kvm.snapshots.layers import overlays_of, remove_overlays
+from hvcore_kvm.snapshots.commit import cancel_commit, finish_commit, left_out, on_overlay, withdraw_nodes
+from hvcore_kvm.snapshots.layers import covered, remove_overlays
 from hvcore_kvm.snapshots.record import Shelf, Undertaking
-
-
-def layer_numbers(shelf: Shelf, undertaking: Undertaking) -> dict[str, int]:
-    """The number of each overlay of an undertaking, which are the topmost, by uuid of the disk."""
-    snapshot = undertaking.snapshot
-    others = overlays_of([one for one in shelf.snapshots if one.name != snapshot.name])
-    return {uuid: 1 + len(others.get(uuid, ())) for uuid in snapshot.overlays}
 
 
 @attrs.frozen
@@ -54,38 +48,41 @@ class LiveOverlays:
         if self.undertaking.operation == "revert":
             # Only of one that is not alive: QEMU has come later, and uses what the account names.
             return StillOverlays(self.shelf, self.undertaking, self.undo).settle(deadline)
-        numbers = layer_numbers(self.shelf, self.undertaking)
         with Monitor.connected(directory, deadline, seen.process) as monitor:
             if self.undertaking.operation == "create":
-                return self._create(monitor, numbers)
-            return self._delete(monitor, numbers)
+                return self._create(monitor)
+            return self._delete(monitor)
 
-    def _create(self, monitor: Monitor, numbers: Mapping[str, int]) -> bool:
+    def _create(self, monitor: Monitor) -> bool:
         snapshot = self.undertaking.snapshot
-        if on_overlay(monitor, numbers):
+        if on_overlay(monitor, snapshot.overlays):
             # All of them or none: QEMU has done it in one transaction.
             self.shelf.add(snapshot)
             return True
         self.shelf.remove(snapshot.name)
-        withdraw_nodes(monitor, _layers(numbers))
+        withdraw_nodes(monitor, _layers(snapshot.overlays))
         remove_overlays(snapshot.overlays)
         return False
 
-    def _delete(self, monitor: Monitor, numbers: Mapping[str, int]) -> bool:
+    def _delete(self, monitor: Monitor) -> bool:
         snapshot = self.undertaking.snapshot
         if self.undertaking.phase != "equal":
             self.shelf.add(attrs.evolve(snapshot, spoiled=True))
-            cancel_commit(monitor, numbers)
-            return False
+            cancel_commit(monitor, snapshot.overlays)
+            below = covered(self.shelf.snapshots, snapshot.overlays)
+            if not below or left_out(monitor, snapshot.overlays) != below:
+                # With an overlay that QEMU has left out already the disk holds the same as without it.
+                return False
+            self.shelf.begin(attrs.evolve(self.undertaking, phase="equal"))
         self.shelf.remove(snapshot.name)
-        stayed = finish_commit(monitor, numbers)
+        stayed = finish_commit(monitor, snapshot.overlays)
         if stayed:
             # What the guest writes from now on is in these again.
             left = {uuid: path for uuid, path in snapshot.overlays.items() if uuid in stayed}
             self.shelf.add(attrs.evolve(snapshot, overlays=left, spoiled=True))
-        gone = {uuid: number for uuid, number in numbers.items() if uuid not in stayed}
+        gone = {uuid: path for uuid, path in snapshot.overlays.items() if uuid not in stayed}
         withdraw_nodes(monitor, _layers(gone))
-        remove_overlays({uuid: snapshot.overlays[uuid] for uuid in gone})
+        remove_overlays(gone)
         return not stayed
 
 
@@ -133,5 +130,5 @@ class StillOverlays:
         return reverted
 
 
-def _layers(numbers: Mapping[str, int]) -> list[str]:
-    return [layer_id(uuid, number) for uuid, number in numbers.items()]
+def _layers(overlays: Mapping[str, str]) -> list[str]:
+    return [layer_id(uuid, path) for uuid, path in overlays.items()]

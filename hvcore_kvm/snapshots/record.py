@@ -168,19 +168,35 @@ class Shelf:
         self._directory.remove(UNDERTAKING, data=True)
 
     def add(self, snapshot: SnapshotRecord) -> None:
-        """Write down one more; one that is there already is no error."""
-        others = tuple(one for one in self.snapshots if one.name != snapshot.name)
-        self._write((*others, snapshot))
+        """Write down one more; in place of one that has its name."""
+        known = self.snapshots
+        if any(one.name == snapshot.name for one in known):
+            self._write(tuple(snapshot if one.name == snapshot.name else one for one in known))
+        else:
+            self._write((*known, snapshot))
 
     def remove(self, name: str) -> None:
-        """Write down that one is gone."""
-        self._write(tuple(one for one in self.snapshots if one.name != name))
+        """Write down that one is gone; what lay upon its overlays lies upon what they lay upon."""
+        known = self.snapshots
+        lower = {
+            path: one.below[uuid]
+            for one in known
+            if one.name == name
+            for uuid, path in one.overlays.items()
+            if uuid in one.below
+        }
+        self._write(tuple(_laid(one, lower) for one in known if one.name != name))
 
     def _write(self, snapshots: tuple[SnapshotRecord, ...]) -> None:
         if snapshots:
             self._directory.write(SNAPSHOTS, SnapshotRecords(snapshots=snapshots), schema=SCHEMA, data=True)
         else:
             self._directory.remove(SNAPSHOTS, data=True)
+
+
+def _laid(snapshot: SnapshotRecord, lower: Mapping[str, str]) -> SnapshotRecord:
+    """A snapshot whose overlays lie upon other images, where those that they lay upon have gone."""
+    return attrs.evolve(snapshot, below={uuid: lower.get(path, path) for uuid, path in snapshot.below.items()})
 
 
 def refuse_interrupted(directory: InstanceDirectory) -> None:

@@ -21,10 +21,25 @@ def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
     Raises:
         OperationFailed: it cannot be read; the program's own words.
     """
+    return _info(path, deadline)[0]
+
+
+def bitmaps_of(path: str, deadline: Deadline) -> Sequence[str]:
+    """The names of the dirty bitmaps in an image, whatever they are for.
+
+    Raises:
+        OperationFailed: it cannot be read; the program's own words.
+    """
+    return _info(path, deadline)[1]
+
+
+def _info(path: str, deadline: Deadline) -> tuple[Mapping[str, int], Sequence[str]]:
     output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
     try:
         answer: Any = json.loads(output)
-        return {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
+        tags = {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
+        bitmaps = answer.get("format-specific", {}).get("data", {}).get("bitmaps", ())
+        return tags, [str(row["name"]) for row in bitmaps]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
 

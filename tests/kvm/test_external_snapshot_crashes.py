@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from hvcore import Deadline, InstanceState
+from hvcore import Deadline, InstanceState, InvalidParameters
 from hvcore_kvm import process
 from hvcore_kvm.hardware.builder import device_id
 from hvcore_kvm.qmp import QmpClient
@@ -164,6 +164,120 @@ def test_killed_while_overlay_and_image_are_equal(host: Any, cut_short: Any, ste
     for chain in _chains(host, disks):
         assert _holds(chain, 0x11)
         assert _holds(chain, 0x22, "1M")
+
+
+def _taken_with_one_upon_it(host: Any, value: int) -> None:
+    """The snapshots "second" and "third", and what was written before, between and after."""
+    _write(host, value, "3M")
+    host.driver.create_snapshot("web1", "second", external=True)
+    _write(host, value, "4M")
+    host.driver.create_snapshot("web1", "third", external=True)
+
+
+def _third_holds(host: Any, disks: Any, value: int) -> bool:
+    """Whether what lies below the newest overlays is what it was."""
+    return all(_holds(chain[:-1], value, offset) for chain in _chains(host, disks) for offset in ("3M", "4M"))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_at_a_cut_of_a_deletion_below_another(host: Any, cut_short: Any, both: bool) -> None:
+    """What the guest wrote before and after is there, and what the newer snapshot holds, whatever the account names."""
+    disks = _disks(host)
+    definition = host.instance(disks=disks)
+    host.driver.start_instance(definition)
+    cut, value, outcomes = 1, 0, set()
+    while True:
+        value = value % 250 + 2
+        known = [one.name for one in host.driver.list_snapshots("web1").snapshots]
+        if "second" not in known:
+            if "third" in known:
+                host.driver.delete_snapshot("web1", "third")
+            _taken_with_one_upon_it(host, held := value)
+        _write(host, value)
+        killed = cut_short(DELETE, cut=cut) is None
+        _write(host, value + 1, "1M")
+        if both:
+            _kill_qemu(host)
+        found = host.driver.recover("web1").instances
+        outcomes |= {one.outcome for one in found if one.operation == "delete_snapshot"}
+        assert not [one for one in host.files() if one.endswith("snapshotting.json")], f"cut {cut}: {found}"
+        assert _overlays(host) == _accounted(host, disks), f"cut {cut}: {found}"
+        for chain in _chains(host, disks):
+            assert _holds(chain, value), f"cut {cut}: {found}, {chain}"
+            assert _holds(chain, value + 1, "1M"), f"cut {cut}: {found}, {chain}"
+        assert _third_holds(host, disks, held), f"cut {cut}: {found}"
+        names = [one.name for one in host.driver.list_snapshots("web1").snapshots]
+        assert names in (["second", "third"], ["third"]), f"cut {cut}: {found}"
+        if both:
+            host.driver.start_instance(definition)
+        assert _state(host) is InstanceState.RUNNING
+        _write(host, value, "2M")
+        for chain in _chains(host, disks):
+            assert _holds(chain, value, "2M"), f"cut {cut}: {found}, {chain}"
+        assert not _ask(host, "query-jobs")
+        if not killed:
+            break
+        cut += 5
+    assert cut > 20
+    assert outcomes == {"completed", "undone"}
+    host.driver.delete_snapshot("web1", "third")
+    assert all(_holds(chain, value) for chain in _chains(host, disks))
+    assert not _overlays(host)
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("step", ["finalize", "between", "_note_equal", "finish"])
+def test_killed_while_a_deletion_below_another_ends(host: Any, cut_short: Any, step: str, both: bool) -> None:
+    """QEMU has the overlays of no disk, of one or of both; the same is read with them and without them."""
+    disks = _disks(host)
+    definition = host.instance(disks=disks)
+    host.driver.start_instance(definition)
+    _taken_with_one_upon_it(host, 0x11)
+    kill = "import os, unittest.mock; die = lambda *_: os.kill(os.getpid(), 9); "
+    if step in ("finalize", "between"):
+        # Before the first of the two that are let go, or before the second.
+        before = kill + (
+            "from hvcore_kvm.monitor import Monitor; ask = Monitor.execute; finalized = []\n"
+            "def execute(self, command, *rest):\n"
+            "    finalized.extend([1] if command == 'job-finalize' else [])\n"
+            f"    return die() if len(finalized) == {1 if step == 'finalize' else 2} else ask(self, command, *rest)\n"
+            "Monitor.execute = execute"
+        )
+    else:
+        where = {
+            "_note_equal": "hvcore_kvm.snapshots.external.ExternalSnapshots._note_equal",
+            "finish": "hvcore_kvm.snapshots.overlay_settling.finish_commit",
+        }[step]
+        before = f"{kill}unittest.mock.patch('{where}', die).start()"
+    assert cut_short(DELETE, cut=100_000, before=before) is None
+    _write(host, 0x22)
+    if both:
+        _kill_qemu(host)
+    (found,) = [one for one in host.driver.recover("web1").instances if one.operation == "delete_snapshot"]
+    completed = step == "finish" or (step == "_note_equal" and not both)
+    assert found.outcome == ("completed" if completed else "undone")
+    known = host.driver.list_snapshots("web1").snapshots
+    assert [(one.name, one.revertible) for one in known] == [("second", False)] * (not completed) + [("third", True)]
+    if both:
+        host.driver.start_instance(definition)
+    assert not _ask(host, "query-jobs")
+    assert _overlays(host) == _accounted(host, disks)
+    assert all(_holds(chain, 0x22) for chain in _chains(host, disks))
+    assert _third_holds(host, disks, 0x11)
+    if step == "between" and not both:
+        with pytest.raises(InvalidParameters) as refused:
+            host.driver.delete_snapshot("web1", "third")
+        assert refused.value.findings.codes == ("snapshot-order",)
+    if not completed:
+        host.driver.delete_snapshot("web1", "second")
+    _write(host, 0x33, "1M")
+    assert _third_holds(host, disks, 0x11)
+    host.driver.delete_snapshot("web1", "third")
+    assert not _overlays(host)
+    for chain in _chains(host, disks):
+        assert [_holds(chain, *one) for one in ((0x22,), (0x33, "1M"), (0x11, "3M"), (0x11, "4M"))] == [True] * 4
+    nodes = [row["node-name"] for row in _ask(host, "query-named-block-nodes", flat=True)]
+    assert not [name for name in nodes if name.startswith("layer")]
 
 
 @pytest.mark.parametrize("operation", ["create", "revert", "delete"])

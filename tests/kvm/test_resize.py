@@ -99,6 +99,74 @@ def test_what_is_wrong_is_said_at_once(host: Any) -> None:
         host.driver.resize_disk("web1", _uuid(1), 5 * MIB)
 
 
+@pytest.mark.linux
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("order", [("second", "first"), ("first", "second")])
+def test_disks_with_overlays_grow(host: Any, boot: Any, model: str, order: tuple[str, str]) -> None:
+    """The guest sees it and writes to the new end; the images below grow when the overlays are committed."""
+    disks = [
+        host.raw_disk("plain.raw", 4 * MIB),
+        attrs.evolve(host.raw_disk("limited.raw", 4 * MIB), params=LIMITS),
+        attrs.evolve(host.qcow2_disk("limited.qcow2"), params={**LIMITS, "iothread": 0}),
+    ]
+    disks = [attrs.evolve(disk, uuid=_uuid(index)) for index, disk in enumerate(disks, 1)]
+    names = ("vda", "vdb", "vdc")
+    shell = boot("q35", disks=disks, security_model=model, params={"iothreads": 1})
+    shell.wait("[ -b /dev/vdc ]")
+    before = [4, 4, 8]
+    for size, snapshot in ((16, "first"), (32, "second")):
+        host.driver.create_snapshot("web1", snapshot, external=True)
+        for index, (name, disk) in enumerate(zip(names, disks, strict=True)):
+            grown = host.driver.resize_disk("web1", disk.uuid, size * MIB)
+            assert (grown.before, grown.after) == (before[index] * MIB, size * MIB)
+            assert _virtual_size(disk.path) == (8 if disk.format == "qcow2" else 4) * MIB
+            shell.wait(f"[ $(cat /sys/block/{name}/size) = {size * MIB // 512} ]")
+            last = f"head -c 65536 /dev/urandom | dd of=/dev/{name} bs=65536 seek={size * 16 - 1} conv=fsync,notrunc"
+            shell.run(f"{last} 2>/dev/null")
+        before = [size] * 3
+    drop = "echo 3 >/proc/sys/vm/drop_caches"
+    sums = [shell.run(f"{drop}; sha256sum </dev/{name}").split()[0] for name in names]
+    for snapshot in order:
+        host.driver.delete_snapshot("web1", snapshot)
+        assert [shell.run(f"{drop}; sha256sum </dev/{name}").split()[0] for name in names] == sums
+    host.driver.stop_instance("web1", force=True)
+    for disk, wanted in zip(disks, sums, strict=True):
+        assert _virtual_size(disk.path) == 32 * MIB
+        raw = host.directory / "content.raw"
+        subprocess.run(["qemu-img", "convert", "-f", disk.format, "-O", "raw", disk.path, str(raw)], check=True)
+        found = subprocess.run(["sha256sum", str(raw)], capture_output=True, text=True, check=True).stdout
+        assert found.split()[0] == wanted
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_disk_that_has_grown_upon_an_image_that_has_not(host: Any, request: Any, newer: bool) -> None:
+    """It starts again as large, can be committed without a guest, and a revert makes it what it was."""
+    program = {"qemu": request.getfixturevalue("newer_qemu")} if newer else {}
+    disks = [
+        attrs.evolve(host.raw_disk("a.raw", 4 * MIB), uuid=_uuid(1)),
+        attrs.evolve(host.qcow2_disk("b.qcow2"), uuid=_uuid(2), params=LIMITS),
+    ]
+    definition = host.instance(disks=disks, params=program)
+    host.driver.start_instance(definition)
+    host.driver.create_snapshot("web1", "first", external=True)
+    for _ in range(2):
+        for disk, size in zip(disks, (4, 8), strict=True):
+            assert host.driver.resize_disk("web1", disk.uuid, 16 * MIB).before == size * MIB
+        host.driver.stop_instance("web1", force=True)
+        host.driver.start_instance(definition)
+        for disk in disks:
+            assert host.driver.resize_disk("web1", disk.uuid, 16 * MIB).before == 16 * MIB
+        host.driver.stop_instance("web1", force=True)
+        host.driver.revert_snapshot("web1", "first")
+        host.driver.start_instance(definition)
+    for disk in disks:
+        host.driver.resize_disk("web1", disk.uuid, 12 * MIB)
+    host.driver.stop_instance("web1", force=True)
+    host.driver.delete_snapshot("web1", "first")
+    assert [_virtual_size(disk.path) for disk in disks] == [12 * MIB] * 2
+    host.driver.start_instance(definition)
+
+
 def test_with_a_newer_qemu(host: Any, newer_qemu: str) -> None:
     """The filter and the image below it grow together there, too."""
     disk = attrs.evolve(host.raw_disk("a.raw", 4 * MIB), uuid=_uuid(1), params=LIMITS)

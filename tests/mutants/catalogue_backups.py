@@ -13,11 +13,14 @@ from hvcore import (
     Checkpoints,
     Deadline,
     HypervisorError,
+    Instance,
     InvalidParameters,
     NotRunning,
     OperationFailed,
     Progress,
+    Snapshot,
     hookimpl,
+    make_qcow2,
     read_qcow2,
 )
 from hvcore_fake import FakeDriver
@@ -247,4 +250,42 @@ class CompressesWhatTheGuestWritesMeanwhile(_Backing):
             with open(disk.location, "r+b") as file:
                 file.truncate(0)
                 write_image(file.fileno(), size, blocks, disk.base, compress=True)
+        return taken
+
+
+@breaks("BA-11")
+class BacksUpWhatLiesBelow(_Backing):
+    """What is written after an external snapshot is not in its backups."""
+
+    def take(self, name: str, wanted: Wanted, on_progress: OnProgress, deadline: Deadline) -> Backup:
+        taken = self.sound(name, wanted, on_progress, deadline)
+        if any(one.external for one in super().hv_list_snapshots(name, deadline).snapshots):
+            for disk in taken.disks:
+                os.truncate(disk.location, 0)
+                with open(disk.location, "r+b") as file:
+                    make_qcow2(file.fileno(), disk.size)
+        return taken
+
+
+@breaks("BA-11")
+class ForgetsWhatWasWrittenBeforeASnapshot(FakeDriver):
+    """Its checkpoints are there after an external snapshot, and know of nothing that was written before."""
+
+    @hookimpl
+    def hv_create_snapshot(
+        self,
+        name: str,
+        instance: Instance | None,
+        snapshot: str,
+        memory: bool | None,
+        external: bool,
+        on_progress: OnProgress,
+        deadline: Deadline,
+    ) -> Snapshot:
+        taken = super().hv_create_snapshot(name, instance, snapshot, memory, external, on_progress, deadline)
+        with self._world.store.locked():
+            process = self._world.process(name)
+            if process is not None:
+                emptied = tuple(attrs.evolve(each, blocks=()) for each in process.checkpoints)
+                self._world.store.write(process_key(name), attrs.evolve(process, checkpoints=emptied))
         return taken

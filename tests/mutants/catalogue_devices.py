@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import attrs
 from breaking import breaks
@@ -28,6 +29,7 @@ from hvcore import (
     PasswordResult,
     Recovery,
     ResizeResult,
+    Snapshot,
     StateReason,
     Transition,
     hookimpl,
@@ -36,6 +38,7 @@ from hvcore import (
 from hvcore_fake import FakeDriver
 from hvcore_fake.account import record_key
 from hvcore_fake.record import Backend, RuntimeRecord
+from hvcore_fake.snapshots import OnProgress
 from hvcore_fake.transaction import journal_key
 from hvcore_fake.world import process_key
 
@@ -107,6 +110,18 @@ class ShrinksDisks(FakeDriver):
         except InvalidParameters:
             self._world.resize(name, device, size)
             return ResizeResult(device=device, before=size, after=size)
+
+
+@breaks("DE-07")
+class ShrinksWhenOverlaysGo(FakeDriver):
+    """A disk has again the size of the image that its overlays were upon."""
+
+    @hookimpl
+    def hv_delete_snapshot(self, name: str, snapshot: str, on_progress: OnProgress, deadline: Deadline) -> Snapshot:
+        gone = super().hv_delete_snapshot(name, snapshot, on_progress, deadline)
+        for disk in gone.disks:
+            self._world.resize(name, disk.uuid, os.path.getsize(disk.path))
+        return gone
 
 
 @breaks("DE-05")

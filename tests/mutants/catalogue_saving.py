@@ -15,13 +15,14 @@ from hvcore import (
     Deadline,
     HypervisorError,
     InstanceState,
+    InvalidParameters,
     RecordError,
     SavedInstance,
     Transition,
     hookimpl,
 )
 from hvcore_fake import FakeDriver
-from hvcore_fake.account import ending_key
+from hvcore_fake.account import ending_key, snapshots_key
 from hvcore_fake.record import Ending
 from hvcore_fake.saving import OnProgress
 
@@ -135,3 +136,27 @@ class SaysNothing(FakeDriver):
     @hookimpl
     def hv_save_instance(self, name: str, path: str, on_progress: OnProgress, deadline: Deadline) -> SavedInstance:
         return super().hv_save_instance(name, path, None, deadline)
+
+
+@breaks("SA-09")
+class ForgetsSnapshotsWithTheProcess(FakeDriver):
+    @hookimpl
+    def hv_save_instance(self, name: str, path: str, on_progress: OnProgress, deadline: Deadline) -> SavedInstance:
+        saved = super().hv_save_instance(name, path, on_progress, deadline)
+        with self._world.store.locked():
+            self._world.store.remove(snapshots_key(name))
+        return saved
+
+
+@breaks("SA-09")
+class ASavedGuestDoesNotMindOtherDisks(FakeDriver):
+    @hookimpl
+    def hv_restore_instance(
+        self, path: str, paused: bool, force: bool, on_progress: OnProgress, deadline: Deadline
+    ) -> Transition:
+        try:
+            return super().hv_restore_instance(path, paused, force, on_progress, deadline)
+        except InvalidParameters as error:
+            if error.findings.codes != ("disk-changed",):
+                raise
+            return super().hv_restore_instance(path, paused, True, on_progress, deadline)

@@ -22,6 +22,7 @@ from hvcore.qcow2_content import read_qcow2
 
 _BACKUPS = (Capability.BACKUP,)
 _COMPRESSED = (Capability.BACKUP, Capability.BACKUP_COMPRESSION)
+_LAYERED = (Capability.BACKUP, Capability.SNAPSHOT, Capability.SNAPSHOT_EXTERNAL)
 _SIZE = 4 << 20
 _BLOCK = 1 << 16
 _RAW = ("6f5e8f0e-33c6-4d4e-a3a3-7a1f2f6d0001", "8c1d2a4b-33c6-4d4e-a3a3-7a1f2f6d0002")
@@ -382,3 +383,47 @@ def what_is_compressed_is_the_same(subject: Subject) -> None:
     _expect_content(taken, web.moment(), "what the compressed files of the next one hold")
     exported = functools.partial(driver.backup_instance, web.name, "nbd://127.0.0.1:1/disk", compress=True)
     expect_error(InvalidParameters, exported, "a compressed backup to a server")
+
+
+@check("BA-11", capabilities=_LAYERED, needs=["guest_writes"])
+def one_with_external_snapshots_is_what_its_guest_sees(subject: Subject) -> None:
+    """Full and since a checkpoint, before, between and after two of them; what cannot be right is refused."""
+    web = _Written(subject, _raw(subject), _qcow2(subject))
+    driver = subject.driver
+    kept = ""
+
+    def written_and_kept(value: int) -> None:
+        nonlocal kept
+        for uuid in web.content:
+            web.write(uuid, value, value)
+        # A refusal of what would be incomplete is as good as a complete one.
+        since = kept if any(one.name == kept for one in driver.list_checkpoints(web.name).checkpoints) else None
+        given: dict[str, Any] = {"checkpoint": f"c{value}"}
+        try:
+            taken = driver.backup_instance(web.name, web.place, since=since, **given)
+        except InvalidParameters:
+            expect(since is not None, "a full backup is refused")
+            taken = driver.backup_instance(web.name, web.place, **given)
+        _expect_content(taken, web.moment(), f"what the files hold since {taken.since}")
+        for uuid in web.content:
+            web.write(uuid, 20 + value, value)
+        kept = f"c{value}"
+
+    def done(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except InvalidParameters:
+            for each in driver.list_checkpoints(web.name).checkpoints:
+                driver.delete_checkpoint(web.name, each.name)
+            call()
+
+    written_and_kept(1)
+    written_and_kept(2)
+    for value, one in ((3, "first"), (5, "second")):
+        done(functools.partial(driver.create_snapshot, web.name, one, external=True))
+        written_and_kept(value)
+        written_and_kept(value + 1)
+    for value, one in ((7, "second"), (9, "first")):
+        done(functools.partial(driver.delete_snapshot, web.name, one))
+        written_and_kept(value)
+        written_and_kept(value + 1)

@@ -119,6 +119,22 @@ def a_disk_only_grows(subject: Subject) -> None:
     expect_error(InvalidParameters, lambda: resize(name, _UUID, size), "the size it had before it grew")
 
 
+@check("DE-07", capabilities=[Capability.RESIZE_DISK, Capability.SNAPSHOT, Capability.SNAPSHOT_EXTERNAL])
+def a_disk_with_overlays_grows(subject: Subject) -> None:
+    """Upon two of them, and it keeps the size when they are deleted one after the other."""
+    size, disk = 1 << 20, attrs.evolve(subject.raw_disk(), uuid=_UUID)
+    name, driver = subject.start(disks=[disk]), subject.driver
+    for one in ("first", "second"):
+        driver.create_snapshot(name, one, external=True)
+        grown = driver.resize_disk(name, _UUID, size + (1 << 20))
+        expect_equal((grown.before, grown.after), (size, size + (1 << 20)), "before and after")
+        size = grown.after
+    for one in ("second", "first"):
+        driver.delete_snapshot(name, one)
+        same = driver.resize_disk(name, _UUID, size)
+        expect_equal((same.before, same.after), (size, size), f"its size after the deletion of {one}")
+
+
 @check("DE-05", capabilities=[Capability.BALLOON], needs=["unwilling"])
 def what_was_reached_is_told(subject: Subject) -> None:
     """A guest that gives nothing back has what it had, and the result says so."""

@@ -13,6 +13,7 @@ from hvcore.model.progress import Progress
 from hvcore.model.state import Cause, InstanceState
 
 _SAVES = (Capability.SAVE_RESTORE,)
+_LAYERED = (Capability.SAVE_RESTORE, Capability.SNAPSHOT, Capability.SNAPSHOT_EXTERNAL)
 
 
 def _path(subject: Subject, name: str = "saved") -> str:
@@ -189,3 +190,28 @@ def progress_is_told(subject: Subject) -> None:
     expect(restoring, "the restore says nothing of how far it is")
     for one in (*seen, *restoring):
         expect(0 <= one.done <= one.total or one.total == 0, f"more is done than there is: {one}")
+
+
+@check("SA-09", capabilities=_LAYERED)
+def one_with_external_snapshots_goes_on_upon_them(subject: Subject) -> None:
+    """They are listed and given up as without the save; after a revert its memory would meet other disks."""
+    driver = subject.driver
+    name = subject.start(disks=(subject.raw_disk(), subject.qcow2_disk()))
+    taken = [driver.create_snapshot(name, one, external=True) for one in ("first", "second")]
+    for path in (_path(subject), _path(subject, "again")):
+        driver.save_instance(name, path)
+        expect(not subject.lives(name), "a process of it lives after the save")
+        expect_equal(list(driver.list_snapshots(name).snapshots), taken, "its snapshots while it is saved")
+        driver.restore_instance(path)
+        expect_equal(subject.state(name), InstanceState.RUNNING, "the state after the restore")
+        expect_equal(list(driver.list_snapshots(name).snapshots), taken, "its snapshots after the restore")
+        driver.delete_snapshot(name, taken.pop().name)
+    driver.create_snapshot(name, "third", external=True)
+    path = _path(subject, "left")
+    driver.save_instance(name, path)
+    driver.revert_snapshot(name, "third")
+    expect_error(InvalidParameters, lambda: driver.restore_instance(path), "a restore with other disks")
+    expect(not subject.lives(name), "a process of it lives after what was refused")
+    driver.restore_instance(path, force=True)
+    expect_equal(subject.state(name), InstanceState.RUNNING, "the state after a forced restore")
+    driver.delete_snapshot(name, "third")

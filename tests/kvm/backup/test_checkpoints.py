@@ -95,6 +95,24 @@ def test_a_disk_that_has_grown(host: Any, written: Callable[..., Any], place: Pa
     _right(host, web, place, "a")
 
 
+def test_a_disk_that_has_grown_upon_an_image(host: Any, written: Callable[..., Any], place: Path) -> None:
+    """The same with an overlay, which alone is larger then."""
+    web = written(host.qcow2_disk(), host.raw_disk(size=DISK))
+    web.scribble(1)
+    host.driver.create_snapshot("web1", "first", external=True)
+    host.driver.backup_instance("web1", str(place), checkpoint="a")
+    for index, uuid in enumerate(web.uuids()):
+        host.driver.resize_disk("web1", uuid, 2 * DISK)
+        web.content[index].extend(bytes(DISK))
+        web.write(index, DISK + 65536, 65536, 7)
+    web.scribble(2)
+    _right(host, web, place, "a")
+    host.driver.delete_checkpoint("web1", "a")
+    host.driver.delete_snapshot("web1", "first")
+    taken = host.driver.backup_instance("web1", str(place))
+    assert [web.whole(disk.location) for disk in taken.disks] == web.content
+
+
 def test_saved_and_restored(host: Any, written: Callable[..., Any], place: Path) -> None:
     """The checkpoints of a qcow2 image are there after a restore, with all that was written before and after."""
     web = written(host.qcow2_disk())

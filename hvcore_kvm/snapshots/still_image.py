@@ -9,10 +9,41 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from hvcore import Deadline, HostError, OperationFailed
 from hvcore_kvm.host_command import run_command
 
 PROGRAM = "qemu-img"
+
+
+@attrs.frozen(kw_only=True)
+class StillImage:
+    """What is within an image.
+
+    Attributes:
+        tags: the size of the memory that is in each snapshot, by name.
+        bitmaps: names of the bitmaps that say what was written.
+    """
+
+    tags: Mapping[str, int]
+    bitmaps: tuple[str, ...]
+
+
+def look(path: str, deadline: Deadline) -> StillImage:
+    """Read what is within an image.
+
+    Raises:
+        OperationFailed: it cannot be read; the program's own words.
+    """
+    output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
+    try:
+        answer: Any = json.loads(output)
+        tags = {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
+        bitmaps = tuple(str(row["name"]) for row in answer["format-specific"]["data"].get("bitmaps", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
+    return StillImage(tags=tags, bitmaps=bitmaps)
 
 
 def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
@@ -21,12 +52,7 @@ def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
     Raises:
         OperationFailed: it cannot be read; the program's own words.
     """
-    output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
-    try:
-        answer: Any = json.loads(output)
-        return {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
+    return look(path, deadline).tags
 
 
 def take(path: str, tag: str, deadline: Deadline) -> None:

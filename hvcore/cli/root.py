@@ -11,7 +11,7 @@ import click
 
 import hvcore
 from hvcore.cli.exit_status import EPILOG, ExitStatus, exit_status
-from hvcore.cli.failure import show_bug, show_error, show_message, show_traceback, show_usage_error
+from hvcore.cli.failure import show_bug, show_error, show_interrupt, show_traceback, show_usage_error
 from hvcore.cli.session import Session, global_options, session_of
 from hvcore.errors import HypervisorError
 
@@ -60,6 +60,9 @@ The module has it under its name with ``_command``, and with ``_`` for ``-``.
 
 HIDDEN: dict[str, str] = {"migration-peer": "hvcore.cli.migration_peer"}
 """Commands that programs run, not people: the module of each."""
+
+_SIGNALLED = 128
+"""A greater exit status says which signal ended it."""
 
 
 class RootGroup(click.Group):
@@ -116,9 +119,14 @@ class RootGroup(click.Group):
             if session.debug:
                 show_traceback(error)
             status = exit_status(error)
-        except (click.Abort, KeyboardInterrupt):
-            show_message("interrupted")
+        except (click.Abort, KeyboardInterrupt) as error:
+            show_interrupt(error, as_json=session.as_json)
             status = ExitStatus.INTERRUPTED
+        except SystemExit as error:
+            # Of a signal that asked for the end: what was half done has been undone.
+            if isinstance(error.code, int) and error.code > _SIGNALLED:
+                show_interrupt(error, as_json=session.as_json)
+            raise
         except Exception as error:
             # Whatever it is: a person who runs a command gets a sentence, and the traceback on request.
             show_bug(error, as_json=session.as_json, debug=session.debug)

@@ -258,6 +258,24 @@ def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "interrupted" in errors
 
 
+@pytest.mark.parametrize(("kind", "expected"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_interrupted_says_what_is_then(monkeypatch: pytest.MonkeyPatch, kind: BaseException, expected: int) -> None:
+    """What the undo has noted, for people and for machines, whichever signal it was."""
+
+    def interrupted(*_: object) -> None:
+        raise kind
+
+    kind.add_note("undoing: a\x1bfile is left")
+    monkeypatch.setattr(Session, "driver", interrupted)
+    status, _, errors = invoke("list")
+    assert status == expected
+    assert "note: undoing: a\\x1bfile is left" in errors
+    status, output, errors = invoke("list", "--json")
+    assert (status, output) == (expected, "")
+    found = json.loads(errors)["error"]
+    assert (found["code"], found["notes"]) == ("interrupted", ["undoing: a\x1bfile is left"])
+
+
 @pytest.mark.parametrize("driver", ["kvm", "nosuch"])
 def test_completion_never_fails(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Completing a name asks the driver, and is silent when it cannot be asked."""

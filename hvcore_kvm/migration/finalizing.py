@@ -25,6 +25,7 @@ from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.directory import STDERR, InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.lifecycle import Control, plain_state
+from hvcore_kvm.migration.accepting import is_abandoned
 from hvcore_kvm.migration.evidence import Whereabouts, arriving_phase, whereabouts
 from hvcore_kvm.migration.exporting import stop_exports
 from hvcore_kvm.migration.monitor import Monitor, connect
@@ -324,8 +325,8 @@ class Finalizing:
         if process.is_alive(record.owner):
             return None
         # Once something has arrived, the source may be about to let go of it.
-        phase = arriving_phase(record, seen.events)
-        if phase not in (MigrationPhase.NONE, MigrationPhase.SETUP):
+        if not is_abandoned(seen):
+            phase = arriving_phase(record, seen.events)
             how = "all of it has arrived" if phase is MigrationPhase.COMPLETED else "it is arriving"
             return self._recovered("failed", f"{how}; migrate it once more from its source to finish")
         self._control.discard(self._deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import click
 import hvcore
 from hvcore.cli.exit_status import EPILOG, ExitStatus, exit_status
 from hvcore.cli.failure import show_bug, show_error, show_interrupt, show_traceback, show_usage_error
+from hvcore.cli.log_lines import LogLines
 from hvcore.cli.session import Session, global_options, session_of
 from hvcore.errors import HypervisorError
 
@@ -109,6 +111,8 @@ class RootGroup(click.Group):
         session = Session()
         session.as_json = "--json" in words
         extra.pop("standalone_mode", None)
+        lines = LogLines(session)
+        logging.getLogger().addHandler(lines)
         try:
             result = super().main(words, prog_name, standalone_mode=False, obj=session, **extra)
         except click.ClickException as error:
@@ -133,6 +137,8 @@ class RootGroup(click.Group):
             status = ExitStatus.FAILED
         else:
             status = result if isinstance(result, int) else ExitStatus.DONE
+        finally:
+            logging.getLogger().removeHandler(lines)
         sys.exit(status)
 
 

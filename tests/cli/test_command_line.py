@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import hvcore
 from hvcore.cli.root import COMMANDS, hv
 from hvcore.cli.session import Session
 
@@ -244,6 +246,24 @@ def test_a_bug_is_a_sentence_and_a_traceback_on_request(monkeypatch: pytest.Monk
     assert "Traceback" not in errors
     assert "Traceback" in invoke("list", "--debug")[2]
     assert json.loads(invoke("list", "--json")[2])["error"]["code"] == "bug"
+
+
+def test_what_is_logged_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a driver that goes on after an error; the traceback is for who asks."""
+
+    def logging_driver(*_: object) -> None:
+        try:
+            raise hvcore.OperationFailed("it\x1b[2J broke", hint="mend it")
+        except hvcore.OperationFailed:
+            logging.getLogger("some_driver").warning("%s is not completed", "this", exc_info=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "driver", logging_driver)
+    before = list(logging.getLogger().handlers)
+    assert invoke("list")[2].splitlines()[0] == "hv: warning: this is not completed: it\\x1b[2J broke"
+    assert "Traceback" not in invoke("list")[2]
+    assert "Traceback" in invoke("list", "--debug")[2]
+    assert logging.getLogger().handlers == before
 
 
 def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,6 @@ class HypervisorError(Exception):
         driver: name of the driver, filled in by the facade.
         operation: name of the operation, filled in by the facade.
         retryable: the same call may succeed later without any change to its input.
-        notes: further findings of the undo that followed, in order.
     """
 
     code: str = "hypervisor-error"
@@ -68,6 +67,11 @@ class HypervisorError(Exception):
         hint = f"\n  hint: {self.hint}" if self.hint else ""
         return f"{where}{self.message}{hint}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the undo that followed found, and where the instance is then, in order."""
+        return tuple(getattr(self, "__notes__", ()))
+
     def as_dict(self) -> dict[str, object]:
         """The error as plain data, for JSON output and audit logs."""
         return {
@@ -80,6 +84,7 @@ class HypervisorError(Exception):
             "operation": self.operation,
             "instance": self.instance,
             "retryable": self.retryable,
+            "notes": list(self.notes),
         }
 
 

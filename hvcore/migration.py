@@ -373,10 +373,12 @@ class _Run:
         if cause is not None and not isinstance(cause, HypervisorError):
             cause.add_note("it was too late to cancel: the instance is on the destination")
             raise cause
+        downtime = status.downtime if self._paused is None else self._paused
         return MigrationResult(
             instance=self._name,
-            total_time=status.total_time,
-            downtime=status.downtime if self._paused is None else self._paused,
+            # The source is done before the guest runs over there.
+            total_time=max(status.total_time, downtime or 0.0),
+            downtime=downtime,
             transferred=status.transferred,
             phases=tuple(self._phases),
             note=self._note,

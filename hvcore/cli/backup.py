@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from hvcore.cli.amount import read_amount
 from hvcore.cli.duration import timeout_option
+from hvcore.cli.host_path import HostPath
 from hvcore.cli.instance_file import instance_name, name_argument
 from hvcore.cli.progress_line import ProgressLine
 from hvcore.cli.resize import complete_disks
@@ -23,6 +22,7 @@ from hvcore.model.backup import Checkpoints
     "--to",
     "target",
     required=True,
+    type=HostPath(uris=True),
     metavar="DIRECTORY|URI",
     help="Directory for new files; or nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.",
 )
@@ -38,7 +38,7 @@ from hvcore.model.backup import Checkpoints
 )
 @click.option("--bandwidth", metavar="SIZE", callback=read_amount, help="Bytes a second at most, for example 100MiB.")
 @click.option("--compress", is_flag=True, help="Compress the files; the copying takes longer.")
-@click.option("--tls", metavar="DIRECTORY", type=click.Path(), help="Certificates of a client, for a server.")
+@click.option("--tls", metavar="DIRECTORY", type=HostPath(), help="Certificates of a client, for a server.")
 @timeout_option
 @click.pass_obj
 def backup_command(
@@ -59,8 +59,6 @@ def backup_command(
     qemu-img convert makes a whole disk of both. With several disks and a server, {uuid} in the URI stands for the uuid
     of each.
     """
-    if "://" not in target:
-        target = os.path.abspath(target)
     with session.driver() as driver, ProgressLine() as line:
         taken = driver.backup_instance(
             instance_name(name),
@@ -70,7 +68,7 @@ def backup_command(
             since=since,
             bandwidth=bandwidth,
             compress=compress,
-            tls=None if tls is None else os.path.abspath(tls),
+            tls=tls,
             on_progress=line,
             timeout=timeout,
         )

@@ -32,6 +32,19 @@ def show_usage_error(error: click.ClickException, *, as_json: bool) -> None:
         error.show()
 
 
+def show_interrupt(error: BaseException, *, as_json: bool) -> None:
+    """Show that it was interrupted, and what is then."""
+    # click raises an exception of its own in place of the one that has the notes.
+    notes = [note for one in (error.__cause__, error) for note in getattr(one, "__notes__", ())]
+    if as_json:
+        content = {"code": "interrupted", "type": "KeyboardInterrupt", "message": "interrupted", "notes": notes}
+        click.echo(json.dumps({"error": content}, indent=2), err=True)
+        return
+    show_message("interrupted")
+    for note in notes:
+        click.echo(printable(f"  note: {note}"), err=True)
+
+
 def show_bug(error: Exception, *, as_json: bool, debug: bool) -> None:
     """Show an error that should not have been possible."""
     message = f"{type(error).__name__}: {error}"
@@ -67,7 +80,7 @@ def error_lines(error: HypervisorError) -> Iterator[str]:
     if isinstance(findings, FindingSet):
         for finding in findings:
             yield f"  - {finding}"
-    for note in getattr(error, "__notes__", ()):
+    for note in error.notes:
         yield f"  note: {note}"
     if error.outcome == "unknown":
         yield "  it may have happened: look with 'hv info' before you try again"

@@ -10,7 +10,6 @@ import click
 
 from hvcore.cli.exit_status import ExitStatus
 from hvcore.cli.instance_file import LIMIT, instance_name, name_argument
-from hvcore.cli.output import printable
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
 from hvcore.errors import InvalidParameters
@@ -101,19 +100,13 @@ def migrate_command(
     output = session.output()
     driver_name = session.driver_name
     command = (*(("--driver", driver_name) if driver_name else ()), "migration-peer", instance)
-    try:
-        with (
-            session.driver() as driver,
-            RemoteDestination(there, command) as destination,
-            MigrationProgress(instance, output) as progress,
-        ):
-            where = address or destination.address or "127.0.0.1"
-            result = migrate(driver, destination, instance, policy, progress, address=where)
-    except KeyboardInterrupt as interrupt:
-        # Where it is now; what is shown of an interrupt by itself is one word.
-        for note in getattr(interrupt, "__notes__", ()):
-            click.echo(printable(f"{instance}: {note}"), err=True)
-        raise
+    with (
+        session.driver() as driver,
+        RemoteDestination(there, command) as destination,
+        MigrationProgress(instance, output) as progress,
+    ):
+        where = address or destination.address or "127.0.0.1"
+        result = migrate(driver, destination, instance, policy, progress, address=where)
     if output.as_json:
         output.document(result)
     else:

@@ -197,7 +197,9 @@ def error_from(values: Mapping[str, Any]) -> HypervisorError:
         findings = FindingSet(Finding(**attrs.asdict(finding)) for finding in said.findings)
         return InvalidParameters(said.message, findings, hint=said.hint)
     if issubclass(kind, HypervisorRefused):
-        return HypervisorRefused("a request on the destination", "", said.message, hint=said.hint)
+        refused = HypervisorRefused("a request", "", said.message, hint=said.hint)
+        refused.message = said.message
+        return refused
     try:
         found = kind(said.message, hint=said.hint)
     except TypeError:

@@ -162,6 +162,9 @@ class RemoteDestination:
             except BaseException:
                 self._catch_up(asked)
                 raise
+        # Who reads it is on another host, and would look for its cause there.
+        error.message = f"on {self._title}: {error.message}"
+        error.hint = error.hint and f"on {self._title}: {error.hint}"
         raise error
 
     def _catch_up(self, asked: bool) -> None:

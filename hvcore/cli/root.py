@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,7 +12,8 @@ import click
 
 import hvcore
 from hvcore.cli.exit_status import EPILOG, ExitStatus, exit_status
-from hvcore.cli.failure import show_bug, show_error, show_message, show_traceback, show_usage_error
+from hvcore.cli.failure import show_bug, show_error, show_interrupt, show_traceback, show_usage_error
+from hvcore.cli.log_lines import LogLines
 from hvcore.cli.session import Session, global_options, session_of
 from hvcore.errors import HypervisorError
 
@@ -61,6 +63,9 @@ The module has it under its name with ``_command``, and with ``_`` for ``-``.
 HIDDEN: dict[str, str] = {"migration-peer": "hvcore.cli.migration_peer"}
 """Commands that programs run, not people: the module of each."""
 
+_SIGNALLED = 128
+"""A greater exit status says which signal ended it."""
+
 
 class RootGroup(click.Group):
     """Imports a command's module when the command is called, and turns every error into a message and a status."""
@@ -106,6 +111,8 @@ class RootGroup(click.Group):
         session = Session()
         session.as_json = "--json" in words
         extra.pop("standalone_mode", None)
+        lines = LogLines(session)
+        logging.getLogger().addHandler(lines)
         try:
             result = super().main(words, prog_name, standalone_mode=False, obj=session, **extra)
         except click.ClickException as error:
@@ -116,15 +123,22 @@ class RootGroup(click.Group):
             if session.debug:
                 show_traceback(error)
             status = exit_status(error)
-        except (click.Abort, KeyboardInterrupt):
-            show_message("interrupted")
+        except (click.Abort, KeyboardInterrupt) as error:
+            show_interrupt(error, as_json=session.as_json)
             status = ExitStatus.INTERRUPTED
+        except SystemExit as error:
+            # Of a signal that asked for the end: what was half done has been undone.
+            if isinstance(error.code, int) and error.code > _SIGNALLED:
+                show_interrupt(error, as_json=session.as_json)
+            raise
         except Exception as error:
             # Whatever it is: a person who runs a command gets a sentence, and the traceback on request.
             show_bug(error, as_json=session.as_json, debug=session.debug)
             status = ExitStatus.FAILED
         else:
             status = result if isinstance(result, int) else ExitStatus.DONE
+        finally:
+            logging.getLogger().removeHandler(lines)
         sys.exit(status)
 
 

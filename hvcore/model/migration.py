@@ -133,7 +133,8 @@ class MigrationResult:
 
     Attributes:
         instance: name of the instance, which runs (or is paused, as it was) on the destination.
-        total_time: seconds it took, from the first byte to the last, as its source measured it.
+        total_time: seconds it took, from the first byte to the last, as its source measured it; never less than
+            `downtime`.
         downtime: seconds the guest paused at most: from when it was stopped on the source until the destination had
             answered that it runs. ``None`` if it did not run, or the source did not say.
         transferred: bytes that were sent.

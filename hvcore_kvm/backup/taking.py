@@ -170,7 +170,9 @@ class _Taking:
         if not self._directory.tail(BACKUP, 1):
             return True
         try:
-            settle(self._directory, self._record, Deadline.after(_UNDO_PATIENCE), forward=False)
+            if settle(self._directory, self._record, Deadline.after(_UNDO_PATIENCE), forward=False):
+                error.add_note("the backup is complete all the same")
+                return False
         except HypervisorError as problem:
             error.__notes__ = [*getattr(error, "__notes__", ()), f"undoing the backup: {problem}"]
             return False

@@ -236,6 +236,14 @@ def is_interrupted(seen: Observed, instance: Instance) -> bool:
     return mine and seen.started and seen.migration is not None and seen.migration.role == "destination"
 
 
+def is_abandoned(seen: Observed) -> bool:
+    """Whether nobody has sent an instance that is waited for here, and whoever waited for it has ended."""
+    record = seen.migration
+    if record is None or record.over or process.is_alive(record.owner):
+        return False
+    return arriving_phase(record, seen.events) in (MigrationPhase.NONE, MigrationPhase.SETUP)
+
+
 def accept_again(
     directory: InstanceDirectory, seen: Observed, address: str, policy: MigrationPolicy, deadline: Deadline
 ) -> MigrationTarget:
@@ -249,7 +257,9 @@ def accept_again(
         phase = MigrationPhase.NONE if seen.migration is None else arriving_phase(seen.migration, seen.events)
         if phase is not MigrationPhase.POSTCOPY_PAUSED:
             raise AlreadyRunning(
-                f"it is arriving already: {phase.value}", instance=directory.name, hint="finalize that migration first"
+                f"it is arriving already: {phase.value}",
+                instance=directory.name,
+                hint="let that migration end; if nobody is left to do so, put it in order with recover",
             )
         here = ipaddress.ip_address(address)
         port = listen(monitor, here, policy, "migrate-recover")

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from hvcore import Finding, HostError, MigrationTls
+from hvcore import Finding, HostError, HypervisorRefused, MigrationTls
 from hvcore_kvm import listen_address
 from hvcore_kvm.directory import InstanceDirectory
 from hvcore_kvm.migration.monitor import Monitor
@@ -104,6 +104,10 @@ def give_certificates(
         values = {"qom-type": "tls-creds-x509", "id": ident, "endpoint": endpoint, "verify-peer": True}
         try:
             monitor.execute("object-add", {**values, "dir": f"/proc/self/fd/{added['fd']}"})
+        except HypervisorRefused as error:
+            # QEMU names only what it was given.
+            error.hint = f"it speaks of copies of the files in {source}"
+            raise
         finally:
             monitor.attempt("remove-fd", where)
     finally:

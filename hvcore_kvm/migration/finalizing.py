@@ -25,6 +25,7 @@ from hvcore_kvm.capabilities import qemu_words
 from hvcore_kvm.directory import STDERR, InstanceDirectory
 from hvcore_kvm.events import read_events
 from hvcore_kvm.lifecycle import Control, plain_state
+from hvcore_kvm.migration.accepting import is_abandoned
 from hvcore_kvm.migration.evidence import Whereabouts, arriving_phase, whereabouts
 from hvcore_kvm.migration.exporting import stop_exports
 from hvcore_kvm.migration.monitor import Monitor, connect
@@ -291,7 +292,7 @@ class Finalizing:
         return Deadline.after(min(_PATIENCE, self._deadline.remaining() / 2))
 
     def recover(self) -> RecoveredInstance | None:
-        """Finish what can be finished without the other side; nothing where that would be a guess."""
+        """Finish what can be finished without the other side, and say where that would be a guess."""
         seen = observe(self._directory) if self._directory.exists else None
         if seen is None or seen.migration is None or seen.unfinished:
             return None
@@ -301,12 +302,16 @@ class Finalizing:
             return None
         with connect(self._directory, seen.process, self._deadline) as monitor:
             status = monitor.sent(seen.migration)
-            if status.phase in OVER:
-                return None
-            if not status.phase.is_final:
+            if not status.phase.is_final and status.phase not in OVER:
                 status = cancel(monitor, seen.migration)
-            if not status.phase.is_final or status.phase in OVER:
-                return None
+            if status.phase is MigrationPhase.COMPLETED:
+                return self._recovered("failed", "all of it has gone over; migrate it once more to finish")
+            if status.phase in OVER:
+                return self._recovered(
+                    "failed", "it has gone over, and some of its memory has not; migrate it once more to finish"
+                )
+            if not status.phase.is_final:
+                return self._recovered("failed", "it is going over now; try again")
             self._stay(seen, monitor, status)
         return self._recovered("undone", f"the guest stays here; the migration is {status.phase.value}")
 
@@ -320,8 +325,10 @@ class Finalizing:
         if process.is_alive(record.owner):
             return None
         # Once something has arrived, the source may be about to let go of it.
-        if arriving_phase(record, seen.events) not in (MigrationPhase.NONE, MigrationPhase.SETUP):
-            return None
+        if not is_abandoned(seen):
+            phase = arriving_phase(record, seen.events)
+            how = "all of it has arrived" if phase is MigrationPhase.COMPLETED else "it is arriving"
+            return self._recovered("failed", f"{how}; migrate it once more from its source to finish")
         self._control.discard(self._deadline)
         return self._recovered("undone", "nobody has sent it, and nothing of it is left")
 
@@ -331,7 +338,9 @@ class Finalizing:
         if record is None or not seen.alive or process.is_alive(record.owner):
             return None
         if arriving_phase(record, seen.events) is not MigrationPhase.COMPLETED:
-            return None
+            return self._recovered(
+                "failed", "some of its memory is still on its source; migrate it once more from there to finish"
+            )
         with connect(self._directory, seen.process, self._deadline) as monitor:
             if record.disks:
                 stop_exports(monitor)

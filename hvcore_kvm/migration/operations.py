@@ -35,6 +35,7 @@ from hvcore_kvm.migration.accepting import (
     check_address,
     check_agreement,
     compare_hosts,
+    is_abandoned,
     is_interrupted,
     refuse,
     start_once_more,
@@ -152,7 +153,9 @@ class MigrationOperations:
             refuse(findings, info.instance)
             seen = observe(directory) if directory.exists else None
             if seen is not None and is_interrupted(seen, instance):
-                return accept_again(directory, seen, address, policy, deadline)
+                if seen.alive and not is_abandoned(seen):
+                    return accept_again(directory, seen, address, policy, deadline)
+                self._host.control(directory).discard(deadline)
             self._host.refuse_running(directory)
             refuse_overlays(directory, "taken in")
             plan, places = self._plan(info, moving, directory, policy, deadline)

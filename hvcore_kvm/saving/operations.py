@@ -67,7 +67,11 @@ class Saver:
             refuse_backup(directory)
             saved = save(directory, seen, path, self.compression, on_progress, deadline)
             # From here on the file counts: what cannot be ended now is ended by recover.
-            control.end_saved(seen, deadline)
+            try:
+                control.end_saved(seen, deadline)
+            except BaseException as error:
+                error.add_note(f"it is saved all the same, to {path}; 'hv recover' with its name ends what is left")
+                raise
             return saved
 
     def restore_instance(

@@ -15,7 +15,7 @@ from hvcore_kvm.listing import read_identity
 from hvcore_kvm.qmp import QmpClient, QmpError, QmpRefused
 from hvcore_kvm.runtime import RESTORING, SAVING, SCHEMA, UNSENT, Restoring, Saving, Unsent
 from hvcore_kvm.saving import channel
-from hvcore_kvm.saving.part import discard
+from hvcore_kvm.saving.part import discard, sync_directory
 from hvcore_kvm.saving.saved_file import mark_restored, open_saved, read_header, read_id
 
 _MOMENT = 3.0
@@ -32,8 +32,17 @@ def undo_save(directory: InstanceDirectory, saving: Saving, deadline: Deadline) 
 
     Raises:
         OutcomeUnknown: QEMU does not answer.
-        OperationFailed: it refuses to run the guest.
+        OperationFailed: it refuses to run the guest, or the file cannot be removed.
     """
+    if read_id(saving.path) == saving.id:
+        # Before the guest goes on: what has its name, and is whole, says that the guest has ended.
+        try:
+            discard(saving.path)
+        except OSError as error:
+            message = f"the guest cannot go on: {saving.path} cannot be removed: {error.strerror}"
+            raise OperationFailed(message, code="undo-failed") from error
+        with contextlib.suppress(OSError):
+            sync_directory(saving.path)
     identity = read_identity(directory)
     if identity is not None and process.is_alive(identity):
         try:

@@ -116,9 +116,10 @@ def save(
             directory.write(SAVING, saving, schema=SCHEMA)
             return _write(client, record.instance, overlays, header, saving, on_progress, deadline)
     except BaseException as error:
-        _undo(directory, error)
-        if isinstance(error, QmpError):
-            raise _failure(error) from error
+        shown = _failure(error) if isinstance(error, QmpError) else error
+        _undo(directory, shown)
+        if shown is not error:
+            raise shown from error
         raise
 
 

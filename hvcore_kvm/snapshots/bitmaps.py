@@ -71,6 +71,6 @@ def check_still_bitmaps(definition: Definition, uuids: Container[str] | None, de
         file = (disk.file, *disk.layers)[-1]
         if disk.disk.read_only or file.format != "qcow2" or (uuids is not None and disk.disk.uuid not in uuids):
             continue
-        if names := still_image.bitmaps_of(file.path, deadline):
+        if names := still_image.look(file.path, deadline).bitmaps:
             found.append(bitmap_finding(disk, names, "start the instance, and "))
     return found

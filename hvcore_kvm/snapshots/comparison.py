@@ -91,10 +91,16 @@ def check_loadable(snapshot: SnapshotRecord, images: Sequence[LiveImage]) -> Ite
         if snapshot.name not in image.tags:
             yield missing(index, disk.path or "", snapshot.name)
         if image.bitmaps:
-            # QEMU fails half way otherwise.
-            message = f"it has the dirty bitmap {', '.join(name or 'without a name' for name in image.bitmaps)}"
-            hint = "remove it first; what a backup knows by it is over then"
-            yield Finding(code="dirty-bitmap", path=f"disks[{index}]", message=message, hint=hint)
+            yield has_bitmaps(
+                index, image.bitmaps, "delete the checkpoints first; the next backup has to be a full one"
+            )
+
+
+def has_bitmaps(index: int, bitmaps: Sequence[str], hint: str) -> Finding:
+    """The image of a disk has bitmaps that say what was written, and QEMU fails half way with these."""
+    names = ", ".join(name or "without a name" for name in bitmaps)
+    words = f"the dirty bitmap{'s' if len(bitmaps) > 1 else ''} {names}"
+    return Finding(code="dirty-bitmap", path=f"disks[{index}]", message=f"it has {words}", hint=hint)
 
 
 def missing(index: int, path: str, name: str) -> Finding:

@@ -44,6 +44,7 @@ from hvcore_kvm.snapshots.comparison import (
     check_loadable,
     check_name,
     differences,
+    has_bitmaps,
     missing,
 )
 from hvcore_kvm.snapshots.external import ExternalSnapshots
@@ -298,7 +299,7 @@ class Snapshotter:
             here = plan.decisions.choice.accelerator.value
             message = f"it was taken under {record.accelerator}, here it would run under {here}"
             findings.append(Finding(code="accelerator-differs", path="params.accel", message=message))
-        findings += self._missing(wanted, findings, deadline)
+        findings += self._unusable(wanted, findings, deadline)
         if findings or plan is None:
             raise InvalidParameters("it cannot be reverted", FindingSet(findings))
         control.clear_leftovers(deadline)
@@ -319,7 +320,7 @@ class Snapshotter:
         for disk in definition.disks if not findings else ():
             if not disk.disk.read_only:
                 findings += check_image(disk.file)[1]
-        findings += self._missing(wanted, findings, deadline)
+        findings += self._unusable(wanted, findings, deadline)
         if findings:
             raise InvalidParameters("it cannot be reverted", FindingSet(findings))
         undertaking = self._keep_still(directory, wanted, on_progress, deadline)
@@ -345,15 +346,19 @@ class Snapshotter:
             Shelf(directory).begin(undertaking)
         return undertaking
 
-    def _missing(self, wanted: SnapshotRecord, known: Sequence[Finding], deadline: Deadline) -> list[Finding]:
-        """The images that do not have it any more; what is wrong with an image already is not said again."""
+    def _unusable(self, wanted: SnapshotRecord, known: Sequence[Finding], deadline: Deadline) -> list[Finding]:
+        """The images that cannot become what they were; what is wrong with an image already is not said again."""
         found = []
         wrong = {finding.path for finding in known}
         for index, disk in enumerate(wanted.instance.disks):
             if disk.read_only or disk.path is None or f"disks[{index}].path" in wrong:
                 continue
-            if wanted.name not in still_image.tags_of(disk.path, deadline):
+            image = still_image.look(disk.path, deadline)
+            if wanted.name not in image.tags:
                 found.append(missing(index, disk.path, wanted.name))
+            if image.bitmaps:
+                hint = "start it and delete its checkpoints; bitmaps of others go with qemu-img bitmap --remove"
+                found.append(has_bitmaps(index, image.bitmaps, hint))
         return found
 
     # Giving one up

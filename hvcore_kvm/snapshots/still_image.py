@@ -9,10 +9,41 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from hvcore import Deadline, HostError, OperationFailed
 from hvcore_kvm.host_command import run_command
 
 PROGRAM = "qemu-img"
+
+
+@attrs.frozen(kw_only=True)
+class StillImage:
+    """What is within an image.
+
+    Attributes:
+        tags: the size of the memory that is in each snapshot, by name.
+        bitmaps: names of the bitmaps that say what was written.
+    """
+
+    tags: Mapping[str, int]
+    bitmaps: tuple[str, ...]
+
+
+def look(path: str, deadline: Deadline) -> StillImage:
+    """Read what is within an image.
+
+    Raises:
+        OperationFailed: it cannot be read; the program's own words.
+    """
+    output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
+    try:
+        answer: Any = json.loads(output)
+        tags = {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
+        bitmaps = tuple(str(row["name"]) for row in answer["format-specific"]["data"].get("bitmaps", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
+    return StillImage(tags=tags, bitmaps=bitmaps)
 
 
 def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
@@ -21,27 +52,7 @@ def tags_of(path: str, deadline: Deadline) -> Mapping[str, int]:
     Raises:
         OperationFailed: it cannot be read; the program's own words.
     """
-    return _info(path, deadline)[0]
-
-
-def bitmaps_of(path: str, deadline: Deadline) -> Sequence[str]:
-    """The names of the dirty bitmaps in an image, whatever they are for.
-
-    Raises:
-        OperationFailed: it cannot be read; the program's own words.
-    """
-    return _info(path, deadline)[1]
-
-
-def _info(path: str, deadline: Deadline) -> tuple[Mapping[str, int], Sequence[str]]:
-    output = _run(("info", "--output=json", "--image-opts", _options(path)), deadline)
-    try:
-        answer: Any = json.loads(output)
-        tags = {str(row["name"]): int(row["vm-state-size"]) for row in answer.get("snapshots", ())}
-        bitmaps = answer.get("format-specific", {}).get("data", {}).get("bitmaps", ())
-        return tags, [str(row["name"]) for row in bitmaps]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OperationFailed(f"{PROGRAM} says nothing of use about {path}", code="image-failed") from error
+    return look(path, deadline).tags
 
 
 def take(path: str, tag: str, deadline: Deadline) -> None:

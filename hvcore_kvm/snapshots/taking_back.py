@@ -37,9 +37,12 @@ class TakenBack:
             return
         if settled is not None:
             self._directory.remove_data_if_empty()
-            if settled.outcome == "completed" and isinstance(error, HypervisorError):
+            if settled.outcome == "completed":
                 # QEMU had done it, and the guest has gone on with it.
-                raise OutcomeUnknown(f"{error.message}; it was done all the same: {settled.detail}") from error
+                words = f"it was done all the same: {settled.detail}"
+                if isinstance(error, HypervisorError):
+                    raise OutcomeUnknown(f"{error.message}; {words}") from error
+                error.add_note(words)
         if isinstance(error, OutcomeUnknown):
             # By now it is known: nothing of it is left, or nothing had been begun.
             if self._deadline.expired:

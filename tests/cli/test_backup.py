@@ -40,3 +40,16 @@ def test_a_backup_and_the_next_one(hv: Hv, instance_file: Path, tmp_path: Path) 
     left = json.loads(hv("checkpoint", "delete", "web1", "monday", "--json").stdout)
     assert [row["name"] for row in left["checkpoints"]] == ["tuesday"]
     assert hv("checkpoint", "delete", "web1", "monday").returncode == 2
+
+
+def test_an_empty_path_names_nothing(hv: Hv, tmp_path: Path) -> None:
+    """As from a variable that is not set; it would be the current directory otherwise."""
+    for words in (
+        ("backup", "web1", "--to", ""),
+        ("backup", "web1", "--to", "nbd://h/x", "--tls", ""),
+        ("save", "web1", ""),
+        ("restore", ""),
+    ):
+        done = hv(*words, cwd=tmp_path)
+        assert done.returncode == 2, words
+        assert "it is empty" in done.stderr

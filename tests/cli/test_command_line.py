@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import hvcore
 from hvcore.cli.root import COMMANDS, hv
 from hvcore.cli.session import Session
 
@@ -246,6 +248,24 @@ def test_a_bug_is_a_sentence_and_a_traceback_on_request(monkeypatch: pytest.Monk
     assert json.loads(invoke("list", "--json")[2])["error"]["code"] == "bug"
 
 
+def test_what_is_logged_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a driver that goes on after an error; the traceback is for who asks."""
+
+    def logging_driver(*_: object) -> None:
+        try:
+            raise hvcore.OperationFailed("it\x1b[2J broke", hint="mend it")
+        except hvcore.OperationFailed:
+            logging.getLogger("some_driver").warning("%s is not completed", "this", exc_info=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "driver", logging_driver)
+    before = list(logging.getLogger().handlers)
+    assert invoke("list")[2].splitlines()[0] == "hv: warning: this is not completed: it\\x1b[2J broke"
+    assert "Traceback" not in invoke("list")[2]
+    assert "Traceback" in invoke("list", "--debug")[2]
+    assert logging.getLogger().handlers == before
+
+
 def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is no bug."""
 
@@ -256,6 +276,24 @@ def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, errors = invoke("list")
     assert status == 130
     assert "interrupted" in errors
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_interrupted_says_what_is_then(monkeypatch: pytest.MonkeyPatch, kind: BaseException, expected: int) -> None:
+    """What the undo has noted, for people and for machines, whichever signal it was."""
+
+    def interrupted(*_: object) -> None:
+        raise kind
+
+    kind.add_note("undoing: a\x1bfile is left")
+    monkeypatch.setattr(Session, "driver", interrupted)
+    status, _, errors = invoke("list")
+    assert status == expected
+    assert "note: undoing: a\\x1bfile is left" in errors
+    status, output, errors = invoke("list", "--json")
+    assert (status, output) == (expected, "")
+    found = json.loads(errors)["error"]
+    assert (found["code"], found["notes"]) == ("interrupted", ["undoing: a\x1bfile is left"])
 
 
 @pytest.mark.parametrize("driver", ["kvm", "nosuch"])

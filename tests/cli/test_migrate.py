@@ -107,6 +107,20 @@ def test_through_ssh(hosts: Hosts, hv: Run, there: tuple[str, ...], tmp_path: Pa
     assert hosts.runners == "b"
 
 
+def test_what_the_other_host_says_is_known_by_its_name(hosts: Hosts, hv: Run) -> None:
+    """Stopping the instance that the hint speaks of would otherwise stop the one that is to be moved."""
+    hosts.destination.start_instance(hvcore.Instance(name="web1", memory="64MiB"))
+    said = hv()
+    assert said.returncode == 4
+    assert "on env: it is alive here" in said.stderr
+    assert "hint: on env: stop" in said.stderr
+    hosts.destination.stop_instance("web1", force=True)
+    late = json.loads(hv("--json", "--deadline", "1s", "--bandwidth", "1MiB").stderr)["error"]
+    assert late["code"] == "deadline-exceeded"
+    assert late["notes"][-1] == "the instance is on the source, as before"
+    assert hosts.runners == "a"
+
+
 @pytest.mark.parametrize("bad", ["", "other", "ssh://", "ssh://-oProxyCommand=x/", "ssh://a b", "ssh://h/path"])
 def test_what_is_no_transport(bad: str) -> None:
     """Nor are a host that is an option, one with a path, a wrong port, and no command."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -186,6 +187,43 @@ def test_who_is_interrupted_undoes_it(host: Any, path: str) -> None:
     assert set(os.listdir(host.directory)) == before
     assert host.driver.recover().instances == ()
     _answers(console)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt(), OSError(errno.EIO, "it broke")], ids=["interrupt", "error"])
+def test_it_ends_when_the_file_has_its_name(
+    host: Any, path: str, monkeypatch: pytest.MonkeyPatch, kind: BaseException
+) -> None:
+    """A guest that goes on has no file that says it had ended: recovery would end it."""
+
+    def fail(_: str) -> None:
+        raise kind
+
+    console = host.start(host.instance())
+    before = set(os.listdir(host.directory))
+    with monkeypatch.context() as patch:
+        patch.setattr("hvcore_kvm.saving.part.sync_directory", fail)
+        with pytest.raises((KeyboardInterrupt, OperationFailed)):
+            host.driver.save_instance("web1", path)
+    assert set(os.listdir(host.directory)) == before
+    assert host.driver.recover("web1").instances == ()
+    _answers(console)
+
+
+def test_who_is_interrupted_too_late_hears_of_it(host: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when the file is whole it is saved: that is said, and recovery ends what is left of it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    host.start(host.instance())
+    with monkeypatch.context() as patch:
+        patch.setattr("hvcore_kvm.lifecycle.Control.end_saved", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            host.driver.save_instance("web1", path)
+    assert f"saved all the same, to {path}" in caught.value.__notes__[0]
+    [found] = host.driver.recover("web1").instances
+    assert (found.operation, found.outcome) == ("save", "completed")
+    _answers(_restored(host, path))
 
 
 def test_qemu_dies_while_it_is_saved(host: Any, path: str) -> None:

@@ -297,6 +297,29 @@ def test_what_is_not_as_it_was(host: Any) -> None:
     assert _tags(disks[0]) == []
 
 
+def test_one_that_is_stopped_and_has_checkpoints(host: Any) -> None:
+    """QEMU reverts no image with bitmaps: that is found before anything is begun, and nothing is left half done."""
+    disk = _qcow2(host, "a.qcow2", 1)
+    definition = host.instance(disks=[disk])
+    host.driver.create_snapshot(definition, "still")
+    host.start(definition)
+    host.driver.create_snapshot("web1", "live")
+    host.driver.backup_instance("web1", str(host.directory), checkpoint="monday")
+    host.driver.stop_instance("web1", force=True)
+    for name in ("still", "live"):
+        with pytest.raises(hvcore.InvalidParameters) as raised:
+            host.driver.revert_snapshot("web1", name)
+        assert _codes(raised) == [("dirty-bitmap", "disks[0]")]
+        assert "hvcore:monday" in str(raised.value)
+    assert _tags(disk) == ["still", "live"]
+    assert host.driver.recover().instances == ()
+    host.start(definition)
+    host.driver.delete_checkpoint("web1", "monday")
+    host.driver.stop_instance("web1", force=True)
+    host.driver.revert_snapshot("web1", "still")
+    assert host.driver.get_instance_info("web1").state is InstanceState.STOPPED
+
+
 @contextmanager
 def _no_file_above(pid: int, size: int) -> Iterator[None]:
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -175,6 +175,21 @@ def test_missing_certificates_are_found_before_anything_is_begun(
     assert pair.running() == ["source"]
 
 
+def test_what_is_no_certificate_is_said_with_its_directory(
+    pair: Any, certificates: dict[str, Path], tmp_path: Path
+) -> None:
+    """QEMU names the descriptor that it was given."""
+    broken = tmp_path / "broken"
+    shutil.copytree(certificates["there"], broken)
+    (broken / "server-key.pem").write_text("no key")
+    pair.start()
+    with pytest.raises(hvcore.HypervisorRefused) as caught:
+        pair.destination.driver.accept_instance(pair.source.driver.migration_info("web1"), "127.0.0.1", _policy(broken))
+    assert str(broken) in str(caught.value)
+    assert pair.running() == ["source"]
+    _nothing_left(pair)
+
+
 def test_without_a_word_it_is_encrypted(pair: Any) -> None:
     """No TLS has to be asked for."""
     pair.start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -62,6 +64,16 @@ def test_a_guest_goes_on_where_it_was(pair: Any, given: dict[str, Any]) -> None:
     gone = pair.source.driver.get_instance_info("web1")
     assert (gone.state, gone.reason.cause) == (InstanceState.STOPPED, Cause.MIGRATION)
     assert pair.destination.driver.verify_instance("web1").ok
+
+
+def test_it_takes_at_least_as_long_as_the_guest_paused(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source has sent the last of it before the guest runs over there."""
+    late = SimpleNamespace(time=lambda: time.time() + 10, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr("hvcore.migration.time", late)
+    pair.start()
+    result = hvcore.migrate(pair.source.driver, pair.destination.driver, "web1", _policy(), address="127.0.0.1")
+    assert result.downtime is not None
+    assert 10 <= result.downtime <= result.total_time
 
 
 @pytest.mark.kvm

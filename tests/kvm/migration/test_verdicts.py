@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +226,54 @@ def test_who_sends_is_killed(pair: Any) -> None:
     pair.forget("destination")
     pair.move(PLAIN)
     assert pair.running() == ["destination"]
+
+
+_APPLICATION = """
+import json, os, signal, sys
+import hvcore
+here, there = (hvcore.load_driver("kvm", settings) for settings in json.loads(sys.argv[1]))
+policy = hvcore.MigrationPolicy(tls=False)
+info = here.migration_info("web1")
+target = there.accept_instance(info, "127.0.0.1", policy)
+if sys.argv[2] == "accepted":
+    os.kill(os.getpid(), signal.SIGKILL)
+status = here.migrate_instance("web1", target, policy)
+while not status.phase.is_final:
+    status = here.continue_migration("web1", switch_over=True, wait=1.0)
+assert status.phase == "completed", status
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _application_is_killed(pair: Any, phase: str) -> None:
+    pair.start()
+    given = json.dumps([pair.source.settings, pair.destination.settings])
+    done = subprocess.run([sys.executable, "-c", _APPLICATION, given, phase], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pair.keep("destination")
+
+
+def test_what_nobody_has_sent_is_accepted_once_more(pair: Any) -> None:
+    """The host application is gone, and another one moves it: it need not know what the first had begun."""
+    _application_is_killed(pair, "accepted")
+    waits = pair.destination.pid()
+    hvcore.migrate(pair.source.driver, pair.destination.driver, "web1", PLAIN, address="127.0.0.1")
+    assert pair.running() == ["destination"]
+    assert pair.destination.pid() != waits
+
+
+def test_nobody_is_left_who_would_finish(pair: Any) -> None:
+    """What recovery cannot decide on one side alone it says, with what to do, and changes nothing."""
+    _application_is_killed(pair, "completed")
+    for side in pair.sides().values():
+        for _ in range(2):
+            [found] = side.driver.recover().instances
+            assert (found.operation, found.outcome) == ("migration", "failed")
+            assert "migrate it once more" in found.detail
+    assert pair.running() == []
+    hvcore.migrate(pair.source.driver, pair.destination.driver, "web1", PLAIN, address="127.0.0.1")
+    assert pair.running() == ["destination"]
+    assert [side.driver.recover().instances for side in pair.sides().values()] == [(), ()]
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])

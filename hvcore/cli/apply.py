@@ -141,11 +141,26 @@ def apply_changes(
             applied.failed.append((what, error))
             if isinstance(error, _ALL_FAIL):
                 break
+    else:
+        applied.done.extend(_under_way(driver, instance, changes, applied.done))
     applied.left.extend(c for c in changes if c in left or (c.device in waits and c not in gone))
     return applied
 
 
 Steps = Iterator[tuple[str, Callable[[], "HotplugResult"]]]
+
+
+def _under_way(
+    driver: Driver, instance: Instance, changes: tuple[PlannedChange, ...], done: list[HotplugResult]
+) -> Iterator[HotplugResult]:
+    """What the file has, and the guest was asked to let go of earlier: no difference now, but there will be one."""
+    from hvcore.model.devices import HotplugResult
+
+    named = {*(change.device for change in changes), *(result.device for result in done)}
+    for device in driver.get_instance_info(instance.name).devices:
+        if device.state == "removing" and device.uuid not in named:
+            detail = "its removal is under way; once it has gone, 'hv apply' adds it again"
+            yield HotplugResult(device=device.uuid, done=False, detail=detail)
 
 
 def _removal(

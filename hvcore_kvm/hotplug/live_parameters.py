@@ -109,7 +109,12 @@ class ParameterChange:
         if not let_go:
             detail = "the guest has been asked to let go of rng0 and has not yet; everything else is changed"
             return HotplugResult(device=_PARAMS, done=False, detail=detail)
-        return self._follow(changed, new, guest) or HotplugResult(device=_PARAMS, done=True, detail=f"changed: {asked}")
+        followed = self._follow(changed, new, guest)
+        if followed is None:
+            return HotplugResult(device=_PARAMS, done=True, detail=f"changed: {asked}")
+        others = ", ".join(name for name in names if name in changed and name not in _FOLLOWED)
+        detail = f"changed: {others}; {followed.detail}" if others else followed.detail
+        return attrs.evolve(followed, detail=detail)
 
     def check(
         self, wanted: LiveParameters, replan: Replan

@@ -109,7 +109,7 @@ class Plugging:
             self._refuse_known(uuid)
             after = with_device(self._ledger.instance, device)
             wanted, placement = self._plan_with(after, device, _NO_ADDITION)
-            _refuse_bus(wanted, monitor)
+            _refuse_bus(wanted, monitor, _NO_ADDITION)
             addition = Addition(self._directory, self._ledger, monitor, wanted, placement, self._announce)
             with Journal(None, f"adding {uuid}") as journal:
                 try:
@@ -158,6 +158,9 @@ class Plugging:
         if connected is not None and wanted.nic is not None:
             how = attrs.evolve(how, replug=not can_move(connected, wanted.nic[1], other_mode=how.mode))
         if how.replug:
+            with connect(self._directory, _for_answers(deadline)) as monitor:
+                # Before the guest is asked to let go of the device that it has.
+                _refuse_seat(device, wanted, monitor, _NO_CHANGE)
             return self._plug_again(old, device, deadline)
         with connect(self._directory, deadline) as monitor:
             self._settle(monitor)
@@ -238,10 +241,12 @@ class Plugging:
         if action == "add":
             self._refuse_known(device.uuid or "")
             wanted, _ = self._plan_with(with_device(self._ledger.instance, device), device, _NO_ADDITION)
-            _refuse_bus(wanted, monitor)
+            _refuse_bus(wanted, monitor, _NO_ADDITION)
         elif action == "modify":
-            _, device = self._old_and_new(device)
-            self._plan_with(with_other_device(self._ledger.instance, device), device, _NO_CHANGE)
+            old, device = self._old_and_new(device)
+            wanted, _ = self._plan_with(with_other_device(self._ledger.instance, device), device, _NO_CHANGE)
+            if modification_of(old, device).replug:
+                _refuse_seat(device, wanted, monitor, _NO_CHANGE)
         else:
             find_device(self._ledger.instance, device.uuid or "")
 
@@ -383,7 +388,7 @@ def _for_answers(guest: Deadline) -> Deadline:
     return Deadline.after(max(guest.timeout(), _ANSWER_PATIENCE))
 
 
-def _refuse_bus(wanted: DevicePlan, monitor: Monitor) -> None:
+def _refuse_bus(wanted: DevicePlan, monitor: Monitor, refusal: str) -> None:
     """Refuse a device that needs what only a start brings: an option, or the controller that it sits on.
 
     Raises:
@@ -400,7 +405,21 @@ def _refuse_bus(wanted: DevicePlan, monitor: Monitor) -> None:
         hint = "add it at the next start, or use another bus or model"
         finding = Finding(code="not-possible", path="device", message=message, hint=hint)
     if finding is not None:
-        raise InvalidParameters(_NO_ADDITION, FindingSet([finding]))
+        raise InvalidParameters(refusal, FindingSet([finding]))
+
+
+def _refuse_seat(device: Disk | Nic, wanted: DevicePlan, monitor: Monitor, refusal: str) -> None:
+    """Refuse a device that is to go and come again where it could not come.
+
+    Raises:
+        InvalidParameters: it could not.
+    """
+    _refuse_bus(wanted, monitor, refusal)
+    bus = device.params.get("bus")
+    if isinstance(device, Disk) and bus in FIXED_BUSES:
+        message = f"nothing can be plugged to bus {bus} while the guest runs"
+        finding = Finding(code="not-possible", path="device.params.bus", message=message, hint="use virtio-blk or scsi")
+        raise InvalidParameters(refusal, FindingSet([finding]))
 
 
 def _said_of_device(finding: Finding, place: str) -> Finding:

@@ -134,3 +134,20 @@ def test_what_cannot_be_done_does_not_keep_the_rest(host: Any) -> None:
         assert "unplug request" in failed["error"]["message"]
         assert "its system" in failed["error"]["hint"]
     assert [change["path"] for change in _hv(host, "plan", str(path))[1]["changes"]] == ["vcpus"]
+
+
+def test_a_device_that_is_on_its_way_out(host: Any) -> None:
+    """While the guest is asked for a device that the file has, it is not applied; once it has gone, it is added."""
+    path = host.directory / "web1.toml"
+    disk, image = (host.raw_disk(name, 1 << 16).path for name in ("root.raw", "first.iso"))
+    given = {"firmware": host.firmware, "disk": disk, "memory": "64MiB", "image": image}
+    path.write_text(_FILE.format(**given, vcpus=1, pin="0", panic="shutdown", iops=100, link="true"))
+    assert _hv(host, "start", str(path))[0] == 0
+    uuid = next(row["uuid"] for row in _hv(host, "hotplug", "list", "web1")[1]["devices"] if row["kind"] == "disk")
+    assert _hv(host, "hotplug", "remove", "web1", uuid, "--timeout", "10ms")[0] == 4
+    status, applied = _hv(host, "apply", str(path))
+    assert (status, [(result["device"], result["done"]) for result in applied["done"]]) == (4, [(uuid, False)])
+    assert _hv(host, "reboot", "web1", "--reset")[0] == 0
+    assert _hv(host, "recover", "web1")[0] == 0
+    status, applied = _hv(host, "apply", str(path))
+    assert (status, [(result["device"], result["done"]) for result in applied["done"]]) == (0, [(uuid, True)])

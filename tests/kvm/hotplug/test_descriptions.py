@@ -131,3 +131,18 @@ def test_what_stands_against_it_is_said_beforehand(host: Any, whole: Any) -> Non
         host.driver.hot_add_device("web1", Nic())
     (finding,) = caught.value.findings
     assert (finding.code, finding.path, "hotplug_ports" in str(finding.hint)) == ("bus-full", "device", True)
+
+
+def test_a_change_that_could_not_be_completed(host: Any, whole: Any) -> None:
+    """What has to be plugged anew is not taken from the guest when it could not come again as it is described."""
+    image = host.raw_disk("root.raw").path
+    host.start(host.instance(params={"machine": "q35"}, disks=[Disk(uuid=ROOT, path=image, format="raw")]))
+    before = whole()
+    for bus, why in (("scsi", "scsi0"), ("sata", "bus sata")):
+        changed = Disk(uuid=ROOT, path=image, format="raw", params={"bus": bus})
+        support = host.driver.verify_hotplug_support("web1", "modify", changed)
+        assert (support.supported, why in str(support.reasons)) == (False, True)
+        with pytest.raises(hvcore.InvalidParameters, match=why):
+            host.driver.hot_mod_device("web1", changed, timeout=0.5)
+        assert [device.state for device in host.driver.get_instance_info("web1").devices] == ["present"]
+    assert whole() == before

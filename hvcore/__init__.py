@@ -23,6 +23,7 @@ _EXPORTS: dict[str, str] = {
     "Nic": "hvcore.model.instance",
     "read_definition": "hvcore.definition",
     "with_identities": "hvcore.model.instance",
+    "device_clashes": "hvcore.model.instance_devices",
     "find_device": "hvcore.model.instance_devices",
     "with_device": "hvcore.model.instance_devices",
     "with_other_device": "hvcore.model.instance_devices",
@@ -403,6 +404,9 @@ if TYPE_CHECKING:
     )
     from hvcore.model.instance import (
         with_identities as with_identities,
+    )
+    from hvcore.model.instance_devices import (
+        device_clashes as device_clashes,
     )
     from hvcore.model.instance_devices import (
         find_device as find_device,

@@ -30,6 +30,23 @@ def read_definition(given: DefinitionLike) -> tuple[Instance, list[Finding]]:
     return instance, [*findings, *_sources(instance, findings), *_repetitions(instance)]
 
 
+def field_findings(device: Disk | Nic, path: str, *, complete: bool = True) -> tuple[Any, list[Finding]]:
+    """Structure and check one disk or NIC.
+
+    Args:
+        device: the device, whose constructor checks nothing.
+        path: where it stands, for the findings.
+        complete: it is all of the device, so that what it must have is required.
+
+    Returns:
+        The device, and everything wrong with the fields of the model, as `read_definition` does.
+    """
+    read, findings = structure(type(device), _as_mapping(device), path)
+    if complete and isinstance(read, Disk):
+        findings = [*findings, *_source(read, path, {finding.path for finding in findings})]
+    return read, findings
+
+
 def _as_mapping(record: Any) -> Any:
     # Not attrs.asdict: it would copy what is not ours, and fail on what is not what it should be.
     if isinstance(record, Instance | Disk | Nic):
@@ -45,14 +62,17 @@ def _sources(instance: Instance, known: list[Finding]) -> list[Finding]:
     findings = []
     wrong = {finding.path for finding in known}
     for index, disk in enumerate(instance.disks):
-        path = f"disks[{index}]"
-        if disk.path is not None and disk.uri is not None:
-            message = "a disk has one of path and uri"
-            findings.append(Finding(code="contradiction", path=f"{path}.uri", message=message))
-        elif disk.path is None and disk.uri is None and not {f"{path}.path", f"{path}.uri"} & wrong:
-            hint = "an image file or block device, or give uri"
-            findings.append(Finding(code="missing-parameter", path=f"{path}.path", message="is required", hint=hint))
+        findings += _source(disk, f"disks[{index}]", wrong)
     return findings
+
+
+def _source(disk: Disk, path: str, wrong: set[str]) -> list[Finding]:
+    if disk.path is not None and disk.uri is not None:
+        return [Finding(code="contradiction", path=f"{path}.uri", message="a disk has one of path and uri")]
+    if disk.path is None and disk.uri is None and not {f"{path}.path", f"{path}.uri"} & wrong:
+        hint = "an image file or block device, or give uri"
+        return [Finding(code="missing-parameter", path=f"{path}.path", message="is required", hint=hint)]
+    return []
 
 
 def _repetitions(instance: Instance) -> list[Finding]:

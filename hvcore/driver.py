@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from hvcore.backups import Backups
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike
+from hvcore.device_argument import read_device
 from hvcore.directories import Directories
 from hvcore.errors import HypervisorError, InvalidParameters
 from hvcore.findings import FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import sweep_locks
+from hvcore.model.devices import Action, HotplugSupport
 from hvcore.model.instance import Instance
 from hvcore.params.declare import ParameterTable
 from hvcore.passage import check_path, checked_name, invalid_argument
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hvcore.model.console import Console, PasswordResult, Screenshot
-    from hvcore.model.devices import Action, BalloonResult, Device, HotplugResult, HotplugSupport, ResizeResult
+    from hvcore.model.devices import BalloonResult, Device, HotplugResult, ResizeResult
     from hvcore.model.events import EventBatch
     from hvcore.model.host import AncillaryFiles, NodeInfo, PowercycleResult
     from hvcore.model.migration import (
@@ -381,26 +383,35 @@ class Driver(SnapshotMethods, Backups):
     def verify_hotplug_support(
         self, instance: Instance | str, action: Action, device: Device, *, timeout: float | None = None
     ) -> HotplugSupport:
-        """Say whether one device can be changed now."""
+        """Say whether one device can be changed now, and everything that stands against it."""
+        if action not in get_args(Action):
+            message = f"is none of {', '.join(get_args(Action))}"
+            raise self._stamp(invalid_argument("action", message, None), "verify_hotplug_support", None)
+        try:
+            device = read_device(device, named=action != "add", complete=action != "remove")
+        except InvalidParameters as error:
+            general = self.hotplug_supported(instance, timeout=timeout)
+            reasons = (*general.reasons, *(str(finding) for finding in error.findings))
+            return HotplugSupport(supported=False, reasons=reasons)
         return self._named("verify_hotplug_support", instance, timeout, action=action, device=device)
 
     def hot_add_device(
         self, instance: Instance | str, device: Device, *, timeout: float | None = None
     ) -> HotplugResult:
         """Add a disk or NIC to a running instance."""
-        return self._named("hot_add_device", instance, timeout, device=device)
+        return self._named("hot_add_device", instance, timeout, changing="add", device=device)
 
     def hot_del_device(
         self, instance: Instance | str, device: str, *, force: bool = False, timeout: float | None = None
     ) -> HotplugResult:
         """Remove the device with this uuid from a running instance."""
-        return self._named("hot_del_device", instance, timeout, device=device, force=force)
+        return self._named("hot_del_device", instance, timeout, changing="remove", device=device, force=force)
 
     def hot_mod_device(
         self, instance: Instance | str, device: Device, *, timeout: float | None = None
     ) -> HotplugResult:
         """Change a device of a running instance to a new description with the same uuid."""
-        return self._named("hot_mod_device", instance, timeout, device=device)
+        return self._named("hot_mod_device", instance, timeout, changing="modify", device=device)
 
     def resize_disk(
         self, instance: Instance | str, device: str, size: int, *, timeout: float | None = None

@@ -11,6 +11,7 @@ import pluggy
 from hvcore.capabilities import Capability, DriverDescription
 from hvcore.deadline import Deadline
 from hvcore.definition import DefinitionLike, read_definition
+from hvcore.device_argument import check_device_uuid, read_device
 from hvcore.directories import Directories
 from hvcore.errors import HypervisorError, InvalidParameters, Refused, UnsupportedOperation
 from hvcore.extension_fault import extension_fault, result_fault
@@ -18,6 +19,7 @@ from hvcore.findings import Finding, FindingSet
 from hvcore.hookspecs.table import OPERATION
 from hvcore.locks import instance_lock
 from hvcore.migration_policy import read_migration_policy
+from hvcore.model.devices import Action
 from hvcore.model.instance import Instance, with_identities
 from hvcore.model.migration_policy import MigrationPolicy
 from hvcore.model.names import check_instance_name
@@ -54,17 +56,27 @@ class Passage:
         *,
         sizes: tuple[str, ...] = (),
         paths: tuple[str, ...] = (),
+        changing: Action | None = None,
         **arguments: Any,
     ) -> Any:
-        """Call an operation on one instance; ``sizes`` are the arguments that are numbers of bytes, ``paths`` paths."""
+        """Call an operation on one instance.
+
+        ``sizes`` are the arguments that are numbers of bytes, ``paths`` paths; ``changing`` is what it does with its
+        ``device``.
+        """
+        name = None
         try:
             name = checked_name(instance)
             for path in sizes:
                 _check_size(path, arguments[path], name)
             for path in paths:
                 check_path(path, arguments[path], name)
+            if changing == "remove":
+                check_device_uuid(arguments["device"])
+            elif changing is not None:
+                arguments["device"] = read_device(arguments["device"], named=changing == "modify")
         except InvalidParameters as error:
-            raise self._stamp(error, operation, None) from None
+            raise self._stamp(error, operation, name) from None
         return self._call(operation, name, timeout=timeout, name=name, deadline=..., **arguments)
 
     def _call(

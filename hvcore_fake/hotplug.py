@@ -23,6 +23,7 @@ from hvcore import (
     OutcomeUnknown,
     RecordError,
     WrongState,
+    device_clashes,
     find_device,
     with_device,
     with_identities,
@@ -197,16 +198,9 @@ def unplug(call: Call, effects: Transaction, name: str, changes: tuple[Change, .
 
 
 def identified(instance: Instance, device: Disk | Nic) -> Disk | Nic:
-    """A device with the identity it would have as the last of a definition, unless that is taken."""
-    given = attrs.evolve(device, uuid=(device.uuid or "").lower() or None)
-    taken = {known.uuid for known in devices_of(instance)}
-    for spare in range(len(taken) + 1):
-        named = given if given.name or not spare else attrs.evolve(given, name=f"plugged{spare}")
-        known = with_identities(with_device(instance, named), "")
-        last = known.disks[-1] if isinstance(device, Disk) else known.nics[-1]
-        if given.uuid or given.name or last.uuid not in taken:
-            break
-    return attrs.evolve(last, name=device.name)
+    """A device with the identity it would have as the last of a definition, another one where that is taken."""
+    known = with_identities(with_device(instance, device), "")
+    return known.disks[-1] if isinstance(device, Disk) else known.nics[-1]
 
 
 def pluggable(device: Device) -> Disk | Nic:
@@ -217,14 +211,14 @@ def pluggable(device: Device) -> Disk | Nic:
     """
     if isinstance(device, Disk | Nic):
         return device
-    message = f"a {type(device).__name__.lower()} is there already and can only be modified"
+    message = "media, virtual CPUs and parameters are there already and can only be modified"
     finding = Finding(code="not-possible", path="device", message=message)
     raise InvalidParameters("the device cannot be added", FindingSet([finding]))
 
 
 def check_addition(world: World, instance: Instance, device: Disk | Nic, foreign: bool) -> list[Finding]:
     """Everything that stands against adding a device."""
-    findings = []
+    findings = device_clashes(instance, device)
     if device.uuid in {known.uuid for known in devices_of(instance)}:
         findings.append(Finding(code="already-there", path="device.uuid", message="the instance has it already"))
     return findings + list(check_device(world, instance, device, foreign))

@@ -21,6 +21,7 @@ from hvcore import (
     Nic,
     Processors,
     WrongState,
+    device_clashes,
     parameter_rows,
     with_other_device,
 )
@@ -64,7 +65,8 @@ def _describe_anew(call: Call, record: RuntimeRecord, device: Disk | Nic, foreig
         refuse([Finding(code="no-such-device", path="device.uuid", message=message, hint=f"it has {has}")], _NO_DEVICE)
     if isinstance(known, Nic) and isinstance(old, Nic) and known.mac is None:
         known = attrs.evolve(known, mac=old.mac)
-    refuse(list(check_device(call.world, record.instance, known, foreign)), "the device cannot be changed")
+    found = [*device_clashes(record.instance, known), *check_device(call.world, record.instance, known, foreign)]
+    refuse(found, "the device cannot be changed")
     if any(change.ident == uuid for change in record.changes):
         raise WrongState("the device is being removed", instance=name)
     _change(call, record, with_other_device(record.instance, known))

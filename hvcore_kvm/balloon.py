@@ -47,8 +47,8 @@ def balloon_memory(
         message = f"{memory} bytes is not a whole number of MiB"
         findings.append(Finding(code="invalid-value", path="memory", message=message))
     if not floor <= memory <= most:
-        limits = f"{'params.memory_min' if least else 'the least is'} {format_size(floor)}"
-        message = f"{format_size(memory)} is not between {limits} and memory {format_size(most)}"
+        lowest = f"params.memory_min {format_size(floor)}" if least else format_size(floor)
+        message = f"{format_size(memory)} is not between {lowest} and memory {format_size(most)}"
         findings.append(Finding(code="out-of-range", path="memory", message=message))
     if findings:
         raise InvalidParameters("the guest cannot have that much memory", FindingSet(findings))

@@ -39,6 +39,7 @@ from hvcore import (
     Recovery,
     ResizeResult,
     Transition,
+    WrongState,
     with_device,
     with_identities,
 )
@@ -369,11 +370,19 @@ class Operations:
             general = support_of(seen)
             if not general.supported or seen.record is None:
                 return general
-            if not isinstance(device, Disk | Nic):
-                # What stands against it is found when it is done; nothing has to be prepared.
-                return HotplugSupport(supported=action == "modify")
-            plugging = self._plugging(directory, seen.record, deadline)
-            return plugging.verify(action, self._identified(seen.record.instance, device))
+            if not isinstance(device, Disk | Nic) and action != "modify":
+                reason = "media, virtual CPUs and parameters are there already and can only be modified"
+                return HotplugSupport(supported=False, reasons=(reason,))
+            try:
+                refuse_moving(seen)
+                refuse_backup(directory)
+                if isinstance(device, Disk | Nic) and action == "remove":
+                    refuse_overlays(directory, "removed", device.uuid)
+            except WrongState as error:
+                return HotplugSupport(supported=False, reasons=(error.message,))
+            if isinstance(device, Disk | Nic) and action == "add":
+                device = self._identified(seen.record.instance, device)
+            return self._plugging(directory, seen.record, deadline).verify(action, device, deadline)
 
     def hot_add_device(self, name: str, device: Device, deadline: Deadline) -> HotplugResult:
         """Add a device."""
@@ -452,9 +461,7 @@ class Operations:
 
     def _identified(self, instance: Instance, device: Disk | Nic) -> Disk | Nic:
         """A device with the identity it would have as the last of the definition."""
-        uuid = (device.uuid or "").lower() or None
-        given = attrs.evolve(device, uuid=uuid)
-        known = with_identities(with_device(instance, given), "")
+        known = with_identities(with_device(instance, device), "")
         return known.disks[-1] if isinstance(device, Disk) else known.nics[-1]
 
     @functools.cached_property

@@ -1,8 +1,7 @@
-"""``hv hotplug`` and ``hv apply``: change the devices of a running instance."""
+"""``hv hotplug``: change the devices of a running instance."""
 
 from __future__ import annotations
 
-import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -11,27 +10,21 @@ import click
 
 from hvcore.cli.duration import timeout_option
 from hvcore.cli.exit_status import ExitStatus
-from hvcore.cli.instance_file import checked_instance, file_argument, instance_name, name_argument
+from hvcore.cli.instance_file import instance_name, name_argument
 from hvcore.cli.queries import shown_values
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session
+from hvcore.cli.waiting import waiting
 from hvcore.errors import InvalidParameters
 from hvcore.findings import Finding, FindingSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from hvcore.driver import Driver
     from hvcore.model.devices import Device, HotplugResult, LiveParameters
-    from hvcore.model.instance import Instance
-    from hvcore.model.plan import PlannedChange
 
 _KIND = click.argument("kind", type=click.Choice(("disk", "nic")))
 _LISTS = {"port": "virtio_ports", "usb": "usb"}
 _ANY_KIND = click.argument("kind", type=click.Choice(("disk", "nic", "rng", *_LISTS)))
 _WORDS = click.argument("words", nargs=-1, metavar="KEY=VALUE...")
-_DRIVE = re.compile(r"params\.(cdroms\[([0-9]+)\]|floppy)(?:\.|$)")
-_DEVICE = re.compile(r"(disks|nics)\[([0-9]+)\]")
 
 
 @click.group(name="hotplug")
@@ -85,9 +78,7 @@ def add_command(session: Session, name: str, kind: str, words: tuple[str, ...], 
 @click.pass_obj
 def modify_command(session: Session, name: str, kind: str, words: tuple[str, ...], timeout: float | None) -> int:
     """Change a disk or NIC to a new description with the same uuid, without unplugging it where that is possible."""
-    device = described(kind, words)
-    with session.driver() as driver:
-        return _show(session, driver.hot_mod_device(instance_name(name), device, timeout=timeout))
+    return _change(session, name, described(kind, words), timeout)
 
 
 @hotplug_command.command(cls=HvCommand, name="remove")
@@ -112,10 +103,9 @@ def remove_command(
         return _change(session, name, peripheral(device, words, goes=True), timeout)
     if words:
         raise click.UsageError("a uuid says which: no words after it")
-    if not session.as_json:
-        click.echo(f"waiting for the guest to let go of {device}", err=True)
-    with session.driver() as driver:
-        return _show(session, driver.hot_del_device(instance_name(name), device, force=force, timeout=timeout))
+    with session.driver() as driver, waiting(session, f"the guest to let go of {device[:60]}"):
+        result = driver.hot_del_device(instance_name(name), device, force=force, timeout=timeout)
+    return _show(session, result)
 
 
 @hotplug_command.command(cls=HvCommand, name="medium")
@@ -136,8 +126,7 @@ def medium_command(
 
     is_url = image is not None and "://" in image
     medium = Medium(drive=drive, path=None if is_url else image, url=image if is_url else None, force=force)
-    with session.driver() as driver:
-        return _show(session, driver.hot_mod_device(instance_name(name), medium, timeout=timeout))
+    return _change(session, name, medium, timeout)
 
 
 @hotplug_command.command(cls=HvCommand, name="vcpus")
@@ -149,8 +138,7 @@ def vcpus_command(session: Session, name: str, count: int, timeout: float | None
     """Give a running guest more virtual CPUs, up to its vcpus_max, or take plugged ones back."""
     from hvcore.model.devices import Processors
 
-    with session.driver() as driver:
-        return _show(session, driver.hot_mod_device(instance_name(name), Processors(count=count), timeout=timeout))
+    return _change(session, name, Processors(count=count), timeout)
 
 
 @hotplug_command.command(cls=HvCommand, name="set")
@@ -170,119 +158,6 @@ def set_command(session: Session, name: str, words: tuple[str, ...], timeout: fl
     if findings:
         raise InvalidParameters("the parameters have errors", FindingSet(findings))
     return _change(session, name, LiveParameters(values=values), timeout)
-
-
-@click.command(cls=HvCommand, name="apply")
-@file_argument
-@timeout_option
-@click.pass_obj
-def apply_command(session: Session, file: str, timeout: float | None) -> int:
-    """Apply what is different in an instance's file to the running instance, as far as that is possible now.
-
-    Devices are removed, added and changed, media and virtual CPUs too, and what 'hv plan' calls live takes effect;
-    everything else has to wait for the next start, and is listed. Ends with 4 when something is left.
-    """
-    output = session.output()
-    with session.driver() as driver:
-        instance = checked_instance(driver, file)
-        changes = driver.plan_start(instance).changes
-        if changes is None:
-            from hvcore.errors import NotRunning
-
-            raise NotRunning("it is not running", instance=instance.name, hint=f"hv start {file}")
-        done, left = apply_changes(driver, instance, changes, timeout)
-    if output.as_json:
-        output.document({"name": instance.name, "done": done, "left": left})
-    else:
-        for result in done:
-            output.say(f"{result.device}: {result.detail}")
-        if left:
-            output.say("at the next start:")
-        for change in left:
-            output.say(f"  {change.path}")
-        if not done and not left:
-            output.say("nothing is different")
-    return ExitStatus.BUSY if left or not all(result.done for result in done) else ExitStatus.DONE
-
-
-def apply_changes(
-    driver: Driver, instance: Instance, changes: tuple[PlannedChange, ...], timeout: float | None
-) -> tuple[list[HotplugResult], list[PlannedChange]]:
-    """Apply differences to a running instance: what is live, its devices, and how many virtual CPUs it has.
-
-    Returns:
-        What became of each device, and the differences that have to wait for the next start.
-    """
-    from hvcore.model.devices import Processors
-
-    done = [driver.hot_mod_device(instance.name, change, timeout=timeout) for change in _live(instance, changes)]
-    vcpus = next((change for change in changes if change.path == "vcpus"), None)
-    if vcpus is not None:
-        try:
-            done.append(driver.hot_mod_device(instance.name, Processors(count=instance.vcpus), timeout=timeout))
-        except InvalidParameters:
-            vcpus = None  # more or fewer than can be plugged: at the next start
-    left = [
-        change for change in changes if change.effect == "start" or (change.device is None and not _is_live(change))
-    ]
-    left = [change for change in left if change is not vcpus]
-    waiting = {change.device for change in left if change.device is not None}
-    # What goes first makes room for what comes.
-    gone = [change for change in changes if change.after is None and _is_whole(change) and change not in left]
-    for change in gone:
-        done.append(driver.hot_del_device(instance.name, change.device or "", timeout=timeout))
-    seen: set[str] = set()
-    for change in changes:
-        uuid = change.device
-        if uuid is None or uuid in seen or uuid in waiting or change in gone:
-            continue
-        seen.add(uuid)
-        device = _device_at(instance, change.path, uuid)
-        if change.before is None and _is_whole(change):
-            done.append(driver.hot_add_device(instance.name, device, timeout=timeout))
-        else:
-            done.append(driver.hot_mod_device(instance.name, device, timeout=timeout))
-    return done, [change for change in changes if change in left or (change.device in waiting and change not in gone)]
-
-
-def _is_live(change: PlannedChange) -> bool:
-    return change.device is None and change.effect != "start" and change.path.startswith("params.")
-
-
-def _live(instance: Instance, changes: tuple[PlannedChange, ...]) -> Iterator[Device]:
-    """What is to be told of parameters that are live: of drives one by one, of the others together."""
-    from hvcore.model.devices import LiveParameters, Medium
-
-    drives: dict[str, None] = {}
-    values: dict[str, Any] = {}
-    for change in changes:
-        if not _is_live(change):
-            continue
-        drive = _DRIVE.match(change.path)
-        if drive is not None:
-            drives[drive[1]] = None
-        else:
-            name = change.path.split(".")[1].partition("[")[0]
-            values[name] = instance.params.get(name)
-    if values:
-        yield LiveParameters(values=values)
-    for name in drives:
-        found = _DRIVE.match(f"params.{name}")
-        index = found[2] if found is not None else None
-        medium = {"path": instance.params["floppy"]} if index is None else instance.params["cdroms"][int(index)]
-        yield Medium(drive=name, path=medium.get("path"), url=medium.get("url"))
-
-
-def _is_whole(change: PlannedChange) -> bool:
-    return _DEVICE.fullmatch(change.path) is not None
-
-
-def _device_at(instance: Instance, path: str, uuid: str) -> Device:
-    found = _DEVICE.match(path)
-    assert found is not None  # noqa: S101 - paths of changes with a device begin like this
-    devices: tuple[Any, ...] = getattr(instance, found[1])
-    device: Device = attrs.evolve(devices[int(found[2])], uuid=uuid)
-    return device
 
 
 def described(kind: str, words: tuple[str, ...]) -> Device:
@@ -337,9 +212,10 @@ def peripheral(kind: str, words: tuple[str, ...], *, goes: bool) -> LiveParamete
     return LiveParameters(remove=entries) if goes else LiveParameters(add=entries)
 
 
-def _change(session: Session, name: str, change: LiveParameters, timeout: float | None) -> int:
-    with session.driver() as driver:
-        return _show(session, driver.hot_mod_device(instance_name(name), change, timeout=timeout))
+def _change(session: Session, name: str, change: Device, timeout: float | None) -> int:
+    with session.driver() as driver, waiting(session, "the guest to follow"):
+        result = driver.hot_mod_device(instance_name(name), change, timeout=timeout)
+    return _show(session, result)
 
 
 def _table(kind: str, words: tuple[str, ...]) -> tuple[dict[str, Any], list[Finding]]:

@@ -11,6 +11,7 @@ from hvcore.cli.exit_status import ExitStatus
 from hvcore.cli.instance_file import instance_name, name_argument
 from hvcore.cli.root import HvCommand
 from hvcore.cli.session import Session, session_of
+from hvcore.cli.waiting import waiting
 from hvcore.model.units import format_size
 
 
@@ -58,8 +59,15 @@ def balloon_command(session: Session, name: str, size: int, timeout: float | Non
     The guest is asked to give memory back, or may take it again. When it has not after --timeout this ends with 4; it
     may still do so later.
     """
+    known = instance_name(name)
     with session.driver() as driver:
-        result = driver.balloon_instance_memory(instance_name(name), size, timeout=timeout)
+
+        def look() -> str:
+            has = driver.get_instance_info(known, timeout=1.0).memory
+            return f"it has {format_size(has)}, and is asked for {format_size(size)}"
+
+        with waiting(session, "the guest to follow", look):
+            result = driver.balloon_instance_memory(known, size, timeout=timeout)
     output = session.output()
     if output.as_json:
         output.document(result)

@@ -154,15 +154,28 @@ class Instance:
 def with_identities(instance: Instance, host_id: str) -> Instance:
     """The instance with every missing uuid and hardware address derived, the same each time on the same host.
 
+    All of them are in lower case, and no derived uuid is one that another device of the instance has.
+
     Args:
         instance: a definition whose given uuids are valid.
         host_id: what tells this host from others, so that two hosts never derive the same hardware address.
     """
-    own = instance.uuid or str(uuids.uuid5(_NAMESPACE, f"{host_id}/{instance.name}"))
+    own = (instance.uuid or str(uuids.uuid5(_NAMESPACE, f"{host_id}/{instance.name}"))).lower()
     base = uuids.UUID(own)
+    # Devices are looked up by their uuids, and a uuid may be written in either case.
+    devices: tuple[Disk | Nic, ...] = (*instance.disks, *instance.nics)
+    given = {device.uuid.lower() for device in devices if device.uuid}
 
     def derived(kind: str, index: int, device: Disk | Nic) -> str:
-        return device.uuid or str(uuids.uuid5(base, f"{kind}/{device.name or index}"))
+        if device.uuid:
+            return device.uuid.lower()
+        uuid = str(uuids.uuid5(base, f"{kind}/{device.name or index}"))
+        while uuid in given:
+            # A device that is named by its uuid has kept the one of this position.
+            index += 1
+            uuid = str(uuids.uuid5(base, f"{kind}/{index}"))
+        given.add(uuid)
+        return uuid
 
     disks = tuple(attrs.evolve(d, uuid=derived("disk", i, d)) for i, d in enumerate(instance.disks))
     nics = tuple(

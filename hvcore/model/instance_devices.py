@@ -55,3 +55,30 @@ def without_device(instance: Instance, uuid: str) -> Instance:
         disks=tuple(disk for disk in instance.disks if disk.uuid != uuid),
         nics=tuple(nic for nic in instance.nics if nic.uuid != uuid),
     )
+
+
+def device_clashes(instance: Instance, device: Disk | Nic) -> list[Finding]:
+    """What a device has that only one device of a definition may have, and another one has already.
+
+    Args:
+        instance: the definition, in which the device itself may be.
+        device: the device. One with the same uuid is itself.
+
+    Returns:
+        A finding for each, with a path below ``device``.
+    """
+    place = "disks" if isinstance(device, Disk) else "nics"
+    others: tuple[Disk | Nic, ...] = instance.disks if isinstance(device, Disk) else instance.nics
+    findings = []
+    for attribute in ("name", "mac", "path", "uri"):
+        value = getattr(device, attribute, None)
+        for index, other in enumerate(others):
+            if value and other.uuid != device.uuid and _folded(other, attribute) == _folded(device, attribute):
+                message = f"is the same as that of {place}[{index}]"
+                findings.append(Finding(code="repeated-value", path=f"device.{attribute}", message=message))
+    return findings
+
+
+def _folded(device: Disk | Nic, attribute: str) -> str | None:
+    value: str | None = getattr(device, attribute)
+    return value.lower() if value and attribute == "mac" else value

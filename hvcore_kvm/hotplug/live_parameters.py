@@ -92,19 +92,7 @@ class ParameterChange:
             HostError: the kernel does not pin the threads so.
             OutcomeUnknown: QEMU took a command and did not answer; the next operation finds out what it has.
         """
-        before = self.ledger.instance
-        after, names = with_values(before, wanted)
-        old, _ = read(before, self.families)
-        new, findings = read(after, self.families)
-        changed = {name for name in names if not is_same(before.params.get(name), after.params.get(name))}
-        if all(getattr(old.devices, name) == getattr(new.devices, name) for name in RNG_PARAMETERS):
-            # Said in other words: nothing has to be plugged.
-            changed -= RNG_PARAMETERS
-        findings = findings or list(_findings([name for name in names if name in changed], old, new))
-        _refuse(findings)
-        plan = replan(after) if changed & _PLUGGED else None
-        if plan is not None:
-            _refuse(list(self._plug_findings(changed, old, plan)))
+        changed, names, old, new, plan = self.check(wanted, replan)
         asked = ", ".join(name for name in names if name in changed) or "nothing"
         let_go, unknown = True, None
         with Journal(None, f"changing {asked}") as journal:
@@ -121,7 +109,43 @@ class ParameterChange:
         if not let_go:
             detail = "the guest has been asked to let go of rng0 and has not yet; everything else is changed"
             return HotplugResult(device=_PARAMS, done=False, detail=detail)
-        return self._follow(changed, new, guest) or HotplugResult(device=_PARAMS, done=True, detail=f"changed: {asked}")
+        followed = self._follow(changed, new, guest)
+        if followed is None:
+            return HotplugResult(device=_PARAMS, done=True, detail=f"changed: {asked}")
+        others = ", ".join(name for name in names if name in changed and name not in _FOLLOWED)
+        detail = f"changed: {others}; {followed.detail}" if others else followed.detail
+        return attrs.evolve(followed, detail=detail)
+
+    def check(
+        self, wanted: LiveParameters, replan: Replan
+    ) -> tuple[set[str], list[str], Definition, Definition, LaunchPlan | None]:
+        """Find what is wrong with new values; touches nothing.
+
+        Args:
+            wanted: the new values.
+            replan: plans a changed definition.
+
+        Returns:
+            The names of those that differ, all that were given in their order, the definition as it is and as it is
+            to be, and its plan where something has to be plugged.
+
+        Raises:
+            InvalidParameters: a value is wrong, or one that differs needs another start.
+        """
+        before = self.ledger.instance
+        after, names = with_values(before, wanted)
+        old, _ = read(before, self.families)
+        new, findings = read(after, self.families)
+        changed = {name for name in names if not is_same(before.params.get(name), after.params.get(name))}
+        if all(getattr(old.devices, name) == getattr(new.devices, name) for name in RNG_PARAMETERS):
+            # Said in other words: nothing has to be plugged.
+            changed -= RNG_PARAMETERS
+        findings = findings or list(_findings([name for name in names if name in changed], old, new))
+        _refuse(findings)
+        plan = replan(after) if changed & _PLUGGED else None
+        if plan is not None:
+            _refuse(list(self._plug_findings(changed, old, plan)))
+        return changed, list(names), old, new, plan
 
     def settle(self, change: Change) -> HotplugResult:
         """Bring QEMU to what is written down, after a change that was interrupted.

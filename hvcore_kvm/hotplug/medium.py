@@ -39,8 +39,7 @@ def change_medium(
         InvalidParameters: there is no such drive, or the medium cannot be used.
         DeadlineExceeded: the guest has locked the tray and did not open it in time; everything is as before.
     """
-    after = _with_medium(ledger.instance, medium)
-    wanted = medium_of(replan(after), f"params.{medium.drive}")
+    after, wanted = plan_medium(ledger, medium, replan)
     ident = "floppy0" if medium.drive == "floppy" else f"cdrom{_index(medium.drive)}"
     before = _node_of(monitor, ident)
     with Journal(None, f"changing {medium.drive}") as journal:
@@ -59,6 +58,18 @@ def change_medium(
         _forget(monitor, before, keep=wanted.ident if new is not None else None)
     detail = f"{medium.path or medium.url} is in it" if new is not None else "it is empty"
     return HotplugResult(device=medium.drive, done=True, detail=detail)
+
+
+def plan_medium(
+    ledger: Ledger, medium: Medium, replan: Callable[[Instance], LaunchPlan]
+) -> tuple[Instance, DevicePlan]:
+    """The definition with a medium in its drive, and what makes it; touches nothing.
+
+    Raises:
+        InvalidParameters: there is no such drive, or the medium cannot be used.
+    """
+    after = _with_medium(ledger.instance, medium)
+    return after, medium_of(replan(after), f"params.{medium.drive}")
 
 
 def _index(drive: str) -> int:

@@ -33,7 +33,7 @@ def pluggable_kind(device: Device) -> Disk | Nic:
     """
     if isinstance(device, Disk | Nic):
         return device
-    message = f"a {type(device).__name__.lower()} is there already and can only be modified"
+    message = "media, virtual CPUs and parameters are there already and can only be modified"
     raise InvalidParameters(
         "the device cannot be added", FindingSet([Finding(code="not-possible", path="device", message=message)])
     )

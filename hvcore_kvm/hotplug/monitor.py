@@ -103,6 +103,7 @@ def _is_about(ident: str, message: Mapping[str, Any]) -> bool:
 
 _ADVICE = (
     ("does not support hotplugging", "the bus it is on is fixed; on q35 and virt set params.hotplug_ports above 0"),
+    ("unplug request for not supported", "a guest lets go of virtual CPUs only when its system has taken them over"),
     ("not found", "it needs a controller or object that the instance was started without"),
     ("Cannot grow device files", "grow the block device first"),
     ("Cannot grow NBD nodes", "grow it at its server first"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
 from hvcore import (
     Deadline,
+    Device,
     Disk,
     Finding,
     FindingSet,
@@ -27,22 +28,23 @@ from hvcore import (
     RecordError,
     Step,
     WrongState,
+    device_clashes,
     find_device,
     with_device,
     with_other_device,
 )
 from hvcore_kvm.definition import read
-from hvcore_kvm.directory import InstanceDirectory
+from hvcore_kvm.directory import QUERY, InstanceDirectory
 from hvcore_kvm.families import Families, InterfaceEvent, NicPlan
 from hvcore_kvm.hotplug.addition import Addition
 from hvcore_kvm.hotplug.connection import can_move, move
 from hvcore_kvm.hotplug.device_plan import DevicePlan
 from hvcore_kvm.hotplug.ledger import Ledger
 from hvcore_kvm.hotplug.live_parameters import ParameterChange
-from hvcore_kvm.hotplug.medium import change_medium
+from hvcore_kvm.hotplug.medium import change_medium, plan_medium
 from hvcore_kvm.hotplug.modification import FIXED_BUSES, Modification, all_limits, modification_of
 from hvcore_kvm.hotplug.monitor import Monitor, connect
-from hvcore_kvm.hotplug.processors import change_processors
+from hvcore_kvm.hotplug.processors import change_processors, check_processors
 from hvcore_kvm.hotplug.removal import Removal
 from hvcore_kvm.hotplug.single_plan import PlannedDevice
 from hvcore_kvm.launch_plan import LaunchPlan
@@ -51,6 +53,8 @@ from hvcore_kvm.placement import PCI_ROOT, family_of
 from hvcore_kvm.release import connection_of
 from hvcore_kvm.runtime import PROCESS, SCHEMA, Change, ProcessRecord, RuntimeRecord
 
+_NO_ADDITION = "the device cannot be added"
+_NO_CHANGE = "the device cannot be changed"
 _BACK_PATIENCE = 10.0
 _ANSWER_PATIENCE = 10.0
 
@@ -104,8 +108,8 @@ class Plugging:
             self._settle(monitor)
             self._refuse_known(uuid)
             after = with_device(self._ledger.instance, device)
-            wanted, placement = self._plan_addition(after, device)
-            _refuse_foreign(wanted)
+            wanted, placement = self._plan_with(after, device, _NO_ADDITION)
+            _refuse_bus(wanted, monitor, _NO_ADDITION)
             addition = Addition(self._directory, self._ledger, monitor, wanted, placement, self._announce)
             with Journal(None, f"adding {uuid}") as journal:
                 try:
@@ -145,18 +149,18 @@ class Plugging:
         Raises:
             InvalidParameters: there is no such device, or the new description is wrong.
         """
-        uuid = (device.uuid or "").lower()
-        old = find_device(self._ledger.instance, uuid)
-        device = attrs.evolve(device, uuid=uuid)
-        if isinstance(device, Nic) and isinstance(old, Nic) and device.mac is None:
-            device = attrs.evolve(device, mac=old.mac)
+        uuid = device.uuid or ""
+        old, device = self._old_and_new(device)
         after = with_other_device(self._ledger.instance, device)
-        wanted, _ = self._plan_device(after, uuid)
+        wanted, _ = self._plan_with(after, device, _NO_CHANGE)
         how = modification_of(old, device)
         connected = self._connection(uuid) if how.connection else None
         if connected is not None and wanted.nic is not None:
             how = attrs.evolve(how, replug=not can_move(connected, wanted.nic[1], other_mode=how.mode))
         if how.replug:
+            with connect(self._directory, _for_answers(deadline)) as monitor:
+                # Before the guest is asked to let go of the device that it has.
+                _refuse_seat(device, wanted, monitor, _NO_CHANGE)
             return self._plug_again(old, device, deadline)
         with connect(self._directory, deadline) as monitor:
             self._settle(monitor)
@@ -204,36 +208,94 @@ class Plugging:
         with connect(self._directory, deadline) as monitor:
             return self._settle(monitor, patience)
 
-    def verify(self, action: str, device: Disk | Nic) -> HotplugSupport:
-        """Whether one device can be changed, and why not; touches nothing."""
-        uuid = device.uuid or ""
+    def verify(self, action: str, device: Device, deadline: Deadline) -> HotplugSupport:
+        """Whether one device can be changed, and everything that is known to stand against it; touches nothing.
+
+        Args:
+            action: ``add``, ``remove`` or ``modify``.
+            device: the device.
+            deadline: by when to be done.
+        """
         reasons: list[str] = []
         try:
-            if action == "add":
-                self._refuse_known(uuid)
-                after = with_device(self._ledger.instance, device)
-                _refuse_foreign(self._plan_addition(after, device)[0])
-            else:
-                device = find_device(self._ledger.instance, uuid)
+            # Whoever asks does not hold the lock, and an operation may have the other monitor.
+            with Monitor.connected(self._directory, deadline, name=QUERY) as monitor:
+                if isinstance(device, Disk | Nic):
+                    self._object(monitor, action, device)
+                elif isinstance(device, Medium):
+                    plan_medium(self._ledger, device, self._replan)
+                elif isinstance(device, Processors):
+                    check_processors(monitor, device)
+                else:
+                    self._parameters(monitor).check(device, self._replan)
         except InvalidParameters as error:
             reasons += [str(finding) for finding in error.findings]
-        bus = device.params.get("bus") if isinstance(device, Disk) else None
-        if bus in FIXED_BUSES:
-            reasons.append(f"a disk on bus {bus} stays as long as the guest runs; use virtio-blk or scsi")
-        places = self._ledger.placement
-        at = (places.addresses if places is not None else {}).get(uuid, "").partition("/")[0]
-        if action == "remove" and at == PCI_ROOT["q35"] and family_of(self._machine) in ("q35", "virt"):
-            reasons.append(f"it is on bus {at}, which is fixed; params.hotplug_ports above 0 puts it behind a port")
+        except HypervisorError as error:
+            reasons.append(error.message)
+        if isinstance(device, Disk | Nic):
+            reasons += self._fixed(action, device)
         return HotplugSupport(supported=not reasons, reasons=tuple(reasons))
 
-    def _plan_addition(self, after: Instance, device: Disk | Nic) -> PlannedDevice:
-        """Plan with one more device; what is wrong with it is said of the device, wherever it would stand."""
-        place = f"disks[{len(after.disks) - 1}]" if isinstance(device, Disk) else f"nics[{len(after.nics) - 1}]"
+    def _object(self, monitor: Monitor, action: str, device: Disk | Nic) -> None:
+        """Raise what would be raised before anything is done."""
+        if action == "add":
+            self._refuse_known(device.uuid or "")
+            wanted, _ = self._plan_with(with_device(self._ledger.instance, device), device, _NO_ADDITION)
+            _refuse_bus(wanted, monitor, _NO_ADDITION)
+        elif action == "modify":
+            old, device = self._old_and_new(device)
+            wanted, _ = self._plan_with(with_other_device(self._ledger.instance, device), device, _NO_CHANGE)
+            if modification_of(old, device).replug:
+                _refuse_seat(device, wanted, monitor, _NO_CHANGE)
+        else:
+            find_device(self._ledger.instance, device.uuid or "")
+
+    def _fixed(self, action: str, device: Disk | Nic) -> Iterator[str]:
+        """Why a device cannot go, or could not have come, by where it is."""
+        known: tuple[Disk | Nic, ...] = (*self._ledger.instance.disks, *self._ledger.instance.nics)
+        old = next((each for each in known if each.uuid == device.uuid), None)
+        if action == "modify" and (old is None or not modification_of(old, device).replug):
+            return
+        seat = device if action == "add" or old is None else old
+        bus = seat.params.get("bus") if isinstance(seat, Disk) else None
+        if bus in FIXED_BUSES:
+            yield f"a disk on bus {bus} stays as long as the guest runs; use virtio-blk or scsi"
+        places = self._ledger.placement
+        at = (places.addresses if places is not None else {}).get(device.uuid or "", "").partition("/")[0]
+        if action != "add" and at == PCI_ROOT["q35"] and family_of(self._machine) in ("q35", "virt"):
+            yield f"it is on bus {at}, which is fixed; params.hotplug_ports above 0 puts it behind a port"
+
+    def _old_and_new(self, device: Disk | Nic) -> tuple[Disk | Nic, Disk | Nic]:
+        """A device as it is and as it is to be, which keeps its hardware address unless it is to have another one.
+
+        Raises:
+            InvalidParameters: there is no such device, or it is of another kind.
+        """
+        old = find_device(self._ledger.instance, device.uuid or "")
+        if type(old) is not type(device):
+            message = f"is that of a {type(old).__name__.lower()}, and a {type(device).__name__.lower()} is described"
+            finding = Finding(code="wrong-type", path="device.uuid", message=message)
+            raise InvalidParameters(_NO_CHANGE, FindingSet([finding]))
+        if isinstance(device, Nic) and isinstance(old, Nic) and device.mac is None:
+            device = attrs.evolve(device, mac=old.mac)
+        return old, device
+
+    def _plan_with(self, after: Instance, device: Disk | Nic, refusal: str) -> PlannedDevice:
+        """Plan a device in its definition; what is wrong with it is said of the device, wherever it would stand."""
+        own: tuple[Disk | Nic, ...] = after.disks if isinstance(device, Disk) else after.nics
+        index = next(index for index, each in enumerate(own) if each.uuid == device.uuid)
+        place = f"{'disks' if isinstance(device, Disk) else 'nics'}[{index}]"
+        findings = device_clashes(after, device)
         try:
-            return self._plan_device(after, device.uuid or "")
+            planned = self._plan_device(after, device.uuid or "")
         except InvalidParameters as error:
-            found = [attrs.evolve(finding, path=finding.path.replace(place, "device", 1)) for finding in error.findings]
-            raise InvalidParameters("the device cannot be added", FindingSet(found)) from error
+            known = {(finding.code, finding.path) for finding in findings}
+            found = [_said_of_device(finding, place) for finding in error.findings]
+            findings += [finding for finding in found if (finding.code, finding.path) not in known]
+            raise InvalidParameters(refusal, FindingSet(findings)) from error
+        if findings:
+            raise InvalidParameters(refusal, FindingSet(findings))
+        return planned
 
     def _settle(self, monitor: Monitor, patience: float = 0.0) -> tuple[HotplugResult, ...]:
         pending = [change for change in self._ledger.changes.pending if change.kind == "params"]
@@ -326,8 +388,42 @@ def _for_answers(guest: Deadline) -> Deadline:
     return Deadline.after(max(guest.timeout(), _ANSWER_PATIENCE))
 
 
-def _refuse_foreign(wanted: DevicePlan) -> None:
+def _refuse_bus(wanted: DevicePlan, monitor: Monitor, refusal: str) -> None:
+    """Refuse a device that needs what only a start brings: an option, or the controller that it sits on.
+
+    Raises:
+        InvalidParameters: it does.
+    """
+    finding = None
     if wanted.foreign:
         message = f"it needs QEMU's option {wanted.foreign[0]}, which a running QEMU does not take"
         finding = Finding(code="not-possible", path="device", message=message, hint="add it at the next start")
-        raise InvalidParameters("the device cannot be added", FindingSet([finding]))
+    controller = str(wanted.device.get("bus", "")).partition(".")[0]
+    # Other buses belong to the machine, or are chosen among those that are there.
+    if controller.startswith(("scsi", "usb")) and controller not in monitor.present():
+        message = f"it sits on the controller {controller}, which a device of its kind brings along at a start"
+        hint = "add it at the next start, or use another bus or model"
+        finding = Finding(code="not-possible", path="device", message=message, hint=hint)
+    if finding is not None:
+        raise InvalidParameters(refusal, FindingSet([finding]))
+
+
+def _refuse_seat(device: Disk | Nic, wanted: DevicePlan, monitor: Monitor, refusal: str) -> None:
+    """Refuse a device that is to go and come again where it could not come.
+
+    Raises:
+        InvalidParameters: it could not.
+    """
+    _refuse_bus(wanted, monitor, refusal)
+    bus = device.params.get("bus")
+    if isinstance(device, Disk) and bus in FIXED_BUSES:
+        message = f"nothing can be plugged to bus {bus} while the guest runs"
+        finding = Finding(code="not-possible", path="device.params.bus", message=message, hint="use virtio-blk or scsi")
+        raise InvalidParameters(refusal, FindingSet([finding]))
+
+
+def _said_of_device(finding: Finding, place: str) -> Finding:
+    if finding.code == "bus-full":
+        hint = "remove one, put a disk on bus scsi where it has that, or start it with more params.hotplug_ports"
+        return attrs.evolve(finding, path="device", hint=hint)
+    return attrs.evolve(finding, path=finding.path.replace(place, "device", 1))

@@ -44,27 +44,52 @@ def change_processors(ledger: Ledger, monitor: Monitor, wanted: Processors, gues
         InvalidParameters: more than the guest was started for, or fewer than it was started with.
         HypervisorRefused: QEMU's own words.
     """
-    slots = monitor.execute("query-hotpluggable-cpus")
-    used = [slot for slot in slots if "qom-path" in slot]
-    free = [slot for slot in slots if "qom-path" not in slot]
-    # QEMU lists the last one first.
-    free.reverse()
-    now = sum(slot["vcpus-count"] for slot in used)
+    used, free = check_processors(monitor, wanted)
+    now = _count(used)
     if wanted.count > now:
-        _plug(ledger, monitor, free, now, wanted.count, now + sum(slot["vcpus-count"] for slot in free))
+        _plug(ledger, monitor, free, now, wanted.count)
     elif wanted.count < now:
         return _unplug(ledger, monitor, used, now, wanted.count, guest)
     return HotplugResult(device="vcpus", done=True, detail=f"it has {wanted.count}")
 
 
-def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: int, count: int, most: int) -> None:
-    if count > most:
-        message = f"{count} are more than {most}, the most it was started for"
-        hint = "params.vcpus_max at the next start"
-        raise InvalidParameters(
-            "it cannot have as many",
-            FindingSet([Finding(code="too-many-vcpus", path="vcpus", message=message, hint=hint)]),
+def check_processors(monitor: Monitor, wanted: Processors) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The slots of virtual CPUs that are used, and those that are free in their order; touches nothing.
+
+    Raises:
+        InvalidParameters: more are wanted than the guest was started for, or fewer than it was started with.
+    """
+    slots = monitor.execute("query-hotpluggable-cpus")
+    used = [slot for slot in slots if "qom-path" in slot]
+    free = [slot for slot in slots if "qom-path" not in slot]
+    # QEMU lists the last one first.
+    free.reverse()
+    least, most = _count(used) - len(_plugged(used)), _count(used) + _count(free)
+    if wanted.count > most:
+        message = f"{wanted.count} are more than {most}, the most it was started for"
+        finding = Finding(
+            code="too-many-vcpus", path="vcpus", message=message, hint="params.vcpus_max at the next start"
         )
+        raise InvalidParameters("it cannot have as many", FindingSet([finding]))
+    if wanted.count < least:
+        message = f"{least} are there from the start and stay"
+        finding = Finding(code="not-possible", path="vcpus", message=message, hint="fewer at the next start")
+        raise InvalidParameters("it cannot have as few", FindingSet([finding]))
+    return used, free
+
+
+def _count(slots: list[Mapping[str, Any]]) -> int:
+    return sum(slot["vcpus-count"] for slot in slots)
+
+
+def _plugged(used: list[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """The virtual CPUs that were plugged: their number and their id, in that order."""
+    idents = [str(slot["qom-path"]).rpartition("/")[2] for slot in used]
+    numbers = [(ident.removeprefix(PREFIX), ident) for ident in idents if ident.startswith(PREFIX)]
+    return sorted((int(number), ident) for number, ident in numbers if number.isdecimal())
+
+
+def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: int, count: int) -> None:
     before = ledger.instance
     with Journal(None, f"plugging {count - now} virtual CPUs") as journal:
         for slot in free:
@@ -81,15 +106,7 @@ def _plug(ledger: Ledger, monitor: Monitor, free: list[Mapping[str, Any]], now: 
 def _unplug(
     ledger: Ledger, monitor: Monitor, used: list[Mapping[str, Any]], now: int, count: int, guest: Deadline
 ) -> HotplugResult:
-    plugged = sorted(
-        (int(ident.removeprefix(PREFIX)), ident)
-        for ident in (str(slot["qom-path"]).rpartition("/")[2] for slot in used)
-        if ident.startswith(PREFIX) and ident.removeprefix(PREFIX).isdecimal()
-    )
-    if now - len(plugged) > count:
-        message = f"{now - len(plugged)} are there from the start and stay"
-        finding = Finding(code="not-possible", path="vcpus", message=message, hint="fewer at the next start")
-        raise InvalidParameters("it cannot have as few", FindingSet([finding]))
+    plugged = _plugged(used)
     while now > count:
         ident = plugged.pop()[1]
         # Before it is asked: the guest may let go of it when nobody looks any more.

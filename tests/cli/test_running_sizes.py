@@ -52,6 +52,9 @@ def test_a_disk_and_the_balloon(hv: Hv, with_disk: Path, instance_file: Path) ->
         assert "is not a size" in wrong.stderr
     lagging = hv("balloon", "web1", "16MiB", "--timeout", "3s")
     assert (lagging.returncode, lagging.stdout) == (4, "the guest has 32MiB; it was asked for 16MiB\n")
+    assert lagging.stderr == "waiting for the guest to follow\n"
+    hostile = hv("hotplug", "remove", "web1", "\x1b[31mred")
+    assert (hostile.returncode, "\x1b" in hostile.stderr, "waiting" in hostile.stderr) == (2, False, False)
     obeyed = hv("balloon", "web1", "32MiB", "--json")
     assert (obeyed.returncode, json.loads(obeyed.stdout)) == (0, {"requested": 2**25, "reached": 2**25})
 

@@ -58,7 +58,7 @@ def test_what_is_planned_is_applied(host: Any) -> None:
 
     write(vcpus=1, pin="0", image=images[0], panic="shutdown", iops=100, link="true")
     assert _hv(host, "start", str(path))[0] == 0
-    assert _hv(host, "apply", str(path)) == (0, {"name": "web1", "done": [], "left": []})
+    assert _hv(host, "apply", str(path)) == (0, {"name": "web1", "done": [], "failed": [], "left": []})
     given["memory"] = "96MiB"
     write(vcpus=2, pin="all", image=images[1], panic="pause", iops=200, link="false")
     changes = {change["path"]: change["effect"] for change in _hv(host, "plan", str(path))[1]["changes"]}
@@ -109,3 +109,45 @@ def test_devices_that_are_parameters(host: Any) -> None:
     status, pending = _hv(host, "hotplug", "remove", "web1", "rng", "--timeout", "100ms")
     assert (status, pending["done"]) == (4, False)
     assert [row["state"] for row in _hv(host, "hotplug", "list", "web1")[1]["peripherals"]] == ["removing", "present"]
+
+
+def test_what_cannot_be_done_does_not_keep_the_rest(host: Any) -> None:
+    """A guest that keeps a virtual CPU: that is said in QEMU's words, and all the rest is applied."""
+    path = host.directory / "web1.toml"
+    image = host.raw_disk("first.iso", 1 << 16).path
+    given = {"firmware": host.firmware, "disk": host.raw_disk("root.raw").path, "memory": "64MiB", "image": image}
+
+    def write(**values: Any) -> None:
+        path.write_text(_FILE.format(**given, **values).replace('"q35"', '"pc"'))
+
+    write(vcpus=1, pin="0", panic="shutdown", iops=100, link="true")
+    assert _hv(host, "start", str(path))[0] == 0
+    assert _hv(host, "hotplug", "vcpus", "web1", "2")[0] == 0
+    write(vcpus=1, pin="all", panic="pause", iops=200, link="false")
+    for number in (3, 0):
+        status, applied = _hv(host, "apply", str(path))
+        assert status == 1
+        assert (len(applied["done"]), applied["left"]) == (number, [])
+        assert all(result["done"] for result in applied["done"])
+        (failed,) = applied["failed"]
+        assert failed["what"] == "vcpus"
+        assert "unplug request" in failed["error"]["message"]
+        assert "its system" in failed["error"]["hint"]
+    assert [change["path"] for change in _hv(host, "plan", str(path))[1]["changes"]] == ["vcpus"]
+
+
+def test_a_device_that_is_on_its_way_out(host: Any) -> None:
+    """While the guest is asked for a device that the file has, it is not applied; once it has gone, it is added."""
+    path = host.directory / "web1.toml"
+    disk, image = (host.raw_disk(name, 1 << 16).path for name in ("root.raw", "first.iso"))
+    given = {"firmware": host.firmware, "disk": disk, "memory": "64MiB", "image": image}
+    path.write_text(_FILE.format(**given, vcpus=1, pin="0", panic="shutdown", iops=100, link="true"))
+    assert _hv(host, "start", str(path))[0] == 0
+    uuid = next(row["uuid"] for row in _hv(host, "hotplug", "list", "web1")[1]["devices"] if row["kind"] == "disk")
+    assert _hv(host, "hotplug", "remove", "web1", uuid, "--timeout", "10ms")[0] == 4
+    status, applied = _hv(host, "apply", str(path))
+    assert (status, [(result["device"], result["done"]) for result in applied["done"]]) == (4, [(uuid, False)])
+    assert _hv(host, "reboot", "web1", "--reset")[0] == 0
+    assert _hv(host, "recover", "web1")[0] == 0
+    status, applied = _hv(host, "apply", str(path))
+    assert (status, [(result["device"], result["done"]) for result in applied["done"]]) == (0, [(uuid, True)])

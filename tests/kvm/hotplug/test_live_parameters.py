@@ -136,3 +136,11 @@ def test_memory_comes_and_goes(host: Any, boot: Any) -> None:
     _set(host, memory_plugged="128MiB")
     host.driver.reboot_instance("web1", mode="hard")
     assert _get(host, "/machine/peripheral/virtio-mem0", "requested-size") == 128 * MIB
+
+
+def test_everything_that_has_changed_is_named(host: Any) -> None:
+    """Beside what the guest has to follow, and has not."""
+    host.start(host.instance())
+    wanted = LiveParameters(values={"balloon_target": "32MiB", "on_panic": "pause"})
+    result = host.driver.hot_mod_device("web1", wanted, timeout=0.1)
+    assert (result.done, result.detail.partition(";")[0]) == (False, "changed: on_panic")

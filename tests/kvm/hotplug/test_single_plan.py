@@ -89,6 +89,6 @@ def test_what_is_out_of_the_ordinary_is_found_by_the_whole_plan(host: Any) -> No
             host.driver.hot_add_device("web1", disk)
         assert [(f.code, f.path) for f in caught.value.findings] == [(code, "device.path")]
     second = attrs.evolve(host.raw_disk("second.raw"), params={"bus": "scsi"})
-    with pytest.raises(hvcore.HypervisorRefused, match="started without|not found"):
+    with pytest.raises(hvcore.InvalidParameters, match="controller scsi0"):
         host.driver.hot_add_device("web1", second)
     assert [device.state for device in host.driver.get_instance_info("web1").devices] == ["present"]

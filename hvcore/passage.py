@@ -71,6 +71,9 @@ class Passage:
                 _check_size(path, arguments[path], name)
             for path in paths:
                 check_path(path, arguments[path], name)
+            if changing is not None and (capability := OPERATION[operation].capability) is not None:
+                # Whoever cannot change devices at all does not ask for a better description of one.
+                self._require(capability, operation, name)
             if changing == "remove":
                 check_device_uuid(arguments["device"])
             elif changing is not None:

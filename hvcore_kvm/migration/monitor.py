@@ -77,7 +77,21 @@ class Monitor(monitor.Monitor):
             found = self.status()
             if done(found) or until.expired:
                 return found
+            self.help_cancelling(found)
             self.wait_report(until.sooner(_LOOK_AGAIN))
+
+    def help_cancelling(self, status: MigrationStatus) -> None:
+        """Wake a migration that was cancelled in the moment in which it began to wait at its switchover.
+
+        QEMU (7.2, 10.0: ``migration_maybe_pause``) looks whether it was cancelled, and then waits for
+        ``migrate-continue``; what is cancelled in between waits for ever, and its guest with it. One that does not wait
+        is not changed by it.
+
+        Args:
+            status: how the migration goes.
+        """
+        if status.phase is MigrationPhase.CANCELLING:
+            self.attempt("migrate-continue", {"state": "cancelling"})
 
     def wait_report(self, until: Deadline) -> None:
         """Wait until QEMU reports something about a migration, or time is over.

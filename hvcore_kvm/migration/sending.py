@@ -176,7 +176,8 @@ class Sending:
                 put_back(monitor, record)
                 tidy(monitor, self._directory)
                 raise
-            return self._status(monitor)
+            # A small one may be over already; nobody would look again.
+            return with_pause(self._directory, record, self._status(monitor))
 
     def proceed(self, switch_over: bool, wait: float) -> MigrationStatus:
         """Do what is due; see the hook ``hv_continue_migration``.
@@ -316,6 +317,7 @@ class Sending:
 
     def _keep_policy(self, monitor: Monitor, record: MigrationRecord, status: MigrationStatus) -> None:
         policy, now = record.policy, time.time()
+        monitor.help_cancelling(status)
         before = (MigrationPhase.DISKS, MigrationPhase.SETUP, MigrationPhase.ACTIVE, MigrationPhase.PRE_SWITCHOVER)
         if status.phase not in before:
             return

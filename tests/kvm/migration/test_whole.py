@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import hvcore
-from hvcore import InstanceState, MigrationPhase, MigrationStatus
+from hvcore import Deadline, InstanceState, MigrationPhase, MigrationStatus
 from hvcore.guests import FIRMWARE_PATTERN_SUM
+from hvcore_kvm.migration.sending import Sending
 
 pytestmark = pytest.mark.qemu
 
@@ -80,6 +81,23 @@ def test_all_of_it(pair: Any, given: dict[str, Any]) -> None:
     there.send(b"m")
     there.expect(b"sum=")
     assert int(there.expect(b"\r\n"), 16) == FIRMWARE_PATTERN_SUM
+
+
+def test_one_that_is_over_at_once(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been sent when one hears of it for the first time: the pause is that of the guest all the same."""
+    status = Sending._status
+
+    def late(self: Sending, monitor: Any) -> MigrationStatus:
+        while not (found := status(self, monitor)).phase.is_final:
+            monitor.wait_report(Deadline.after(1))
+        return found
+
+    monkeypatch.setattr(Sending, "_status", late)
+    pair.start()
+    result = _migrate(pair, FAST)
+    assert [phase for phase, _ in result.phases] == [MigrationPhase.COMPLETED]
+    pair.keep("destination")
+    assert pair.runs("destination")[0][0] - pair.runs("source")[-1][1] <= result.downtime
 
 
 def test_post_copy_runs_before_all_of_it_is_there(pair: Any) -> None:

@@ -232,6 +232,7 @@ class MigrationRecord:
         sizes: on the source, bytes of each of them, as far as was known when that began.
         target: on the source, where the destination listens.
         memory: on the source, when the guest itself began to be sent, in seconds since the epoch; ``None`` until then.
+        cancelled: on the source, QEMU was told to cancel it.
         ended: on the source, how the copy of the disks ended, if not well.
         error: why it failed, in QEMU's words.
         files: on the destination, the images that were made for the disks.
@@ -249,6 +250,7 @@ class MigrationRecord:
     sizes: tuple[int, ...] = ()
     target: MigrationTarget | None = None
     memory: float | None = None
+    cancelled: bool = False
     ended: Literal["", "cancelled", "failed"] = ""
     error: str = ""
     files: tuple[DiskFile, ...] = ()

@@ -57,6 +57,10 @@ class Monitor(monitor.Monitor):
         if record is not None and record.role == "source" and (record.copying or record.ended):
             return copy_status(self, record)
         found = self.status()
+        if record is not None and record.cancelled and found.phase is MigrationPhase.FAILED:
+            # QEMU 7.2 closes the way back before it writes down that it was told to cancel; the one who sends may see
+            # that first, and calls it a failure.
+            found = attrs.evolve(found, phase=MigrationPhase.CANCELLED, error="")
         if record is not None and record.memory is not None and found.phase is not MigrationPhase.NONE:
             return attrs.evolve(found, total_time=found.total_time + record.memory - record.began)
         arrived = record is None and found.phase is MigrationPhase.COMPLETED

@@ -231,12 +231,18 @@ class Sending:
             record = self._seen.migration
             if record is None and (before := monitor.sent(record)).phase.is_final:
                 return before
+            if record is not None and record.role == "source" and not record.copying:
+                phase = monitor.status().phase
+                if not phase.is_final and phase not in OVER:
+                    record = attrs.evolve(record, cancelled=True)
+                    self._write(record)
             status = cancel(monitor, record)
             if record is not None and record.role == "source" and status.phase not in OVER and status.phase.is_final:
                 put_back(monitor, record)
                 tidy(monitor, self._directory)
                 # Whoever asks later hears how it ended, from QEMU, which knows nothing of what it had not begun.
-                return monitor.status() if record.memory is not None or not record.disks else status
+                known = monitor.status() if record.memory is not None or not record.disks else status
+                return attrs.evolve(known, phase=status.phase, error=status.error)
             return status
 
     def _refuse_under_way(self, monitor: Monitor) -> bool:
@@ -325,7 +331,9 @@ class Sending:
             if record.copying:
                 remove_mirrors(monitor)
                 self._write(attrs.evolve(record, ended="cancelled"))
-            monitor.attempt("migrate_cancel")
+                monitor.attempt("migrate_cancel")
+            else:
+                self._cancel(monitor, record)
             return
         if status.phase is not MigrationPhase.ACTIVE or not policy.live:
             return
@@ -341,9 +349,13 @@ class Sending:
         if not impatient:
             return
         if policy.on_no_convergence == "cancel":
-            monitor.attempt("migrate_cancel")
+            self._cancel(monitor, record)
         elif policy.on_no_convergence == "raise-downtime":
             self._raise_downtime(monitor, record, now, status.expected_downtime or 0.0)
+
+    def _cancel(self, monitor: Monitor, record: MigrationRecord) -> None:
+        self._write(attrs.evolve(record, cancelled=True))
+        monitor.attempt("migrate_cancel")
 
     def _raise_downtime(self, monitor: Monitor, record: MigrationRecord, now: float, expected: float) -> None:
         longest = record.policy.longest_downtime
@@ -390,7 +402,8 @@ def cancel(monitor: Monitor, record: MigrationRecord | None) -> MigrationStatus:
     if status.phase.is_final or status.phase in OVER:
         return status
     monitor.attempt("migrate_cancel")
-    return monitor.wait(lambda s: s.phase.is_final or s.phase in OVER, Deadline.after(_GRACE))
+    monitor.wait(lambda s: s.phase.is_final or s.phase in OVER, Deadline.after(_GRACE))
+    return monitor.sent(record)
 
 
 def put_back(monitor: Monitor, record: MigrationRecord) -> None:

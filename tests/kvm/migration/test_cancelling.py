@@ -68,3 +68,66 @@ def test_whoever_goes_on_with_it_wakes_it(pair: Any, monkeypatch: pytest.MonkeyP
     there.finalize_migration_dst(info, False)
     here.finalize_migration_source("web1", False)
     assert pair.running() == ["source"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("who", ["policy", "deadline", "caller"])
+def test_the_cancelled_has_not_failed(pair: Any, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """QEMU may call it a failure when it was told to cancel; what had failed before has failed."""
+    console = pair.start()
+    console.send(b"d")
+    console.expect(b"ok")
+    given: dict[str, Any] = {"tls": False, "max_bandwidth": "8MiB", "downtime_limit": "1ms"}
+    given |= {
+        "policy": {"on_no_convergence": "cancel", "converge_within": "300ms"},
+        "deadline": {"deadline": "300ms"},
+        "caller": {},
+    }[who]
+    policy, findings = read_migration_policy(given)
+    assert findings == []
+    here, there = pair.source.driver, pair.destination.driver
+    info = here.migration_info("web1")
+    execute, told = QmpClient.execute, []
+
+    def racing(self: QmpClient, command: str, arguments: Any = None, **more: Any) -> Any:
+        answer = execute(self, command, arguments, **more)
+        if command == "migrate_cancel":
+            told.append(command)
+        if command == "query-migrate" and told and answer.get("status") == "cancelled":
+            return {"status": "failed", "error-desc": "Unable to write to socket: Broken pipe"}
+        return answer
+
+    monkeypatch.setattr(QmpClient, "execute", racing)
+    here.migrate_instance("web1", there.accept_instance(info, "127.0.0.1", policy), policy)
+    while (status := here.continue_migration("web1", switch_over=True, wait=0.1)).phase not in (
+        MigrationPhase.CANCELLED,
+        MigrationPhase.FAILED,
+    ):
+        if who == "caller" and status.phase is MigrationPhase.ACTIVE:
+            status = here.cancel_migration("web1")
+            break
+    assert told
+    assert (status.phase, status.error) == (MigrationPhase.CANCELLED, "")
+    there.finalize_migration_dst(info, False)
+    here.finalize_migration_source("web1", False)
+    assert pair.running() == ["source"]
+
+
+@pytest.mark.qemu
+def test_what_had_failed_is_not_cancelled(pair: Any) -> None:
+    """Who cancels too late hears what happened."""
+    console = pair.start()
+    console.send(b"d")
+    console.expect(b"ok")
+    policy, _ = read_migration_policy({"tls": False, "max_bandwidth": "8MiB", "downtime_limit": "1ms"})
+    here, there = pair.source.driver, pair.destination.driver
+    info = here.migration_info("web1")
+    here.migrate_instance("web1", there.accept_instance(info, "127.0.0.1", policy), policy)
+    pair.keep("destination")
+    pair.kill("destination")
+    while here.get_migration_status("web1").phase is not MigrationPhase.FAILED:
+        pass
+    assert here.cancel_migration("web1").phase is MigrationPhase.FAILED
+    there.finalize_migration_dst(info, False)
+    here.finalize_migration_source("web1", False)
+    assert pair.running() == ["source"]

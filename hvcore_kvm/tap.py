@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from hvcore import Finding, HostError, Nic, Step, checks, param
+from hvcore import Finding, HostError, Nic, Size, Step, checks, param
 from hvcore_kvm import packet_filter
 from hvcore_kvm.families import FdRequest, NicContext, NicPlan
 from hvcore_kvm.interface import NetworkInterface
@@ -41,7 +41,7 @@ _IFF_TUN_EXCL = 0x8000
 class TapParameters:
     """Parameters that every NIC mode with a tap has."""
 
-    bandwidth_limit: int | None = param(
+    bandwidth_limit: Size | None = param(
         default=None,
         checks=(checks.between(1000, 10**12),),
         unit="bytes a second",

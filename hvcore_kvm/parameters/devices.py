@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from hvcore import Finding, checks, param
+from hvcore import Finding, Size, checks, param
 from hvcore_kvm.parameters.syntax import object_name, pci_address, qemu_word, share_tag
 
 SOUND_DEVICES = {
@@ -116,7 +116,7 @@ class DeviceParameters:
         changes="hotplug",
         summary="What feeds it: QEMU's own generator, the host's /dev/urandom, or its /dev/hwrng.",
     )
-    rng_rate: int | None = param(
+    rng_rate: Size | None = param(
         default=None,
         unit="bytes a second",
         checks=(checks.at_least(1),),

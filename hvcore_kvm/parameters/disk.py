@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from hvcore import Finding, checks, param
+from hvcore import Finding, Size, checks, param
 from hvcore_kvm.parameters.syntax import disk_serial, object_name, power_of_two, world_wide_name
 
 SCSI_BUSES = ("scsi", "scsi-block", "scsi-generic")
@@ -22,14 +22,16 @@ class Throttle:
     )
     iops_read: int = param(default=0, checks=(checks.at_least(0),), unit="operations a second", summary="Reads.")
     iops_write: int = param(default=0, checks=(checks.at_least(0),), unit="operations a second", summary="Writes.")
-    bps_total: int = param(default=0, checks=(checks.at_least(0),), unit="bytes a second", summary="All bytes.")
-    bps_read: int = param(default=0, checks=(checks.at_least(0),), unit="bytes a second", summary="Bytes read.")
-    bps_write: int = param(default=0, checks=(checks.at_least(0),), unit="bytes a second", summary="Bytes written.")
+    bps_total: Size = param(default=Size(0), checks=(checks.at_least(0),), unit="bytes a second", summary="All bytes.")
+    bps_read: Size = param(default=Size(0), checks=(checks.at_least(0),), unit="bytes a second", summary="Bytes read.")
+    bps_write: Size = param(
+        default=Size(0), checks=(checks.at_least(0),), unit="bytes a second", summary="Bytes written."
+    )
     iops_burst: int = param(
         default=0, checks=(checks.at_least(0),), unit="operations a second", summary="All operations, in a burst."
     )
-    bps_burst: int = param(
-        default=0, checks=(checks.at_least(0),), unit="bytes a second", summary="All bytes, in a burst."
+    bps_burst: Size = param(
+        default=Size(0), checks=(checks.at_least(0),), unit="bytes a second", summary="All bytes, in a burst."
     )
     burst_seconds: int = param(
         default=1, checks=(checks.between(1, 3600),), unit="seconds", summary="How long a burst may last."

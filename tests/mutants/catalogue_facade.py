@@ -98,6 +98,15 @@ class AsksForWhatIsNotClaimed(FakeDriver):
     replaces = {"hvcore.passage.Passage._require": nothing_required}
 
 
+def as_given(device: Any, **_: Any) -> Any:
+    return device
+
+
+@breaks("DE-08")
+class ReadsNoDevices(FakeDriver):
+    replaces = {"hvcore.passage.read_device": as_given}
+
+
 def unstamped(self: Any, error: HypervisorError, operation: str, instance: str | None) -> HypervisorError:
     return error
 

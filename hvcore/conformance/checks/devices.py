@@ -81,6 +81,22 @@ def an_addition_that_fails_changes_nothing(subject: Subject) -> None:
     expect_equal([row.uuid for row in _devices(subject, name)], [_UUID], "the devices after the second")
 
 
+@check("DE-08", capabilities=_HOTPLUG)
+def a_device_is_checked_as_one_of_a_definition(subject: Subject) -> None:
+    """All that is wrong with it is said at once, and nothing is changed."""
+    name = subject.start()
+    bad = Disk(uuid="nobody", path="relative/disk.raw", format="raw", name="two\nlines")
+    calls: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: subject.driver.hot_add_device(name, bad), "the addition of a disk that is described wrongly"),
+        (lambda: subject.driver.hot_mod_device(name, bad), "a change to a disk that is described wrongly"),
+    )
+    for call, what in calls:
+        paths = {finding.path for finding in expect_error(InvalidParameters, call, what).findings}
+        wrong = {"device.uuid", "device.path", "device.name"}
+        expect(wrong <= paths, f"{what}: the findings are about {sorted(paths)}, not about {sorted(wrong)}")
+        expect_equal(_devices(subject, name), (), f"the devices after {what}")
+
+
 @check("DE-02", capabilities=_HOTPLUG, needs=["unwilling", "lets_go", "holds"])
 def what_is_behind_a_device_stays_as_long_as_the_guest_has_it(subject: Subject) -> None:
     """The image is open until the guest has let go of the disk, and not longer than until that is finished."""

@@ -69,9 +69,14 @@ def test_threads_are_pinned_anew(host: Any) -> None:
 def test_what_qemu_does_at_an_end_and_limits_of_groups(host: Any) -> None:
     """The group has the new limits, the balloon reports, and a guest that restarts is shut down now."""
     host.start(host.instance(params={"throttle_groups": {"all": {"iops_total": 100, "bps_read": 5000}}}))
-    assert _set(host, throttle_groups={"all": {"iops_total": 200}}, balloon_stats_interval=3, memory_min="32MiB").done
+    assert _set(
+        host,
+        throttle_groups={"all": {"iops_total": 200, "bps_write": "1MiB"}},
+        balloon_stats_interval=3,
+        memory_min="32MiB",
+    ).done
     limits = _get(host, "/objects/group-all", "limits")
-    assert (limits["iops-total"], limits["bps-read"]) == (200, 0)
+    assert (limits["iops-total"], limits["bps-read"], limits["bps-write"]) == (200, 0, 1 << 20)
     assert _get(host, "/machine/peripheral/balloon0", "guest-stats-polling-interval") == 3
     assert _set(host, on_reboot="shutdown", on_panic="pause").detail == "changed: on_reboot, on_panic"
     with contextlib.suppress(QmpError):  # it may end before its answer has left

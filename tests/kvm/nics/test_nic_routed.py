@@ -238,7 +238,7 @@ def test_proxies_switched_off(host: Any, network: Any) -> None:
 
 def test_a_bandwidth_limit(host: Any, network: Any, tables: Any) -> None:
     """The tap has it, and its rules go with the instance."""
-    nic = _nic(network.ip4(7), params={"bandwidth_limit": 10**6})
+    nic = _nic(network.ip4(7), params={"bandwidth_limit": "1MB"})
     host.driver.start_instance(host.instance(nics=[nic]))
     assert tables(nic) == ["netdev"]
     host.driver.stop_instance("web1", force=True)

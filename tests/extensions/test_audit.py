@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import hvcore
-from hvcore import AuditLog, Disk, Instance
+from hvcore import AuditLog, Disk, Instance, LiveParameters
 from hvcore.extensions.audit import LINE_LIMIT
 from hvcore.extensions.masking import MASK
 
@@ -156,11 +156,17 @@ def test_secrets_are_masked(load: Load, log: Path) -> None:
 
 
 def test_secrets_in_a_device_that_is_rubbish_are_masked(load: Load, log: Path) -> None:
-    """Devices are checked by drivers only."""
+    """What its parameters are is known to drivers only."""
+    rubbish: dict[str, Any] = {"encryption_key": [[{"password": "hunter2"}]], "x": {"x": "hunter2"}}
+    driver = load(
+        AuditLog(log), answers={"hot_add_device": hvcore.Refused("no"), "hot_mod_device": hvcore.Refused("no")}
+    )
     with pytest.raises(hvcore.Refused):
-        load(AuditLog(log), answers={"hot_add_device": hvcore.Refused("no")}).hot_add_device(
-            "web1", Disk(path=[[{"password": "hunter2"}]], format={"x": "hunter2"}, params=["hunter2"])
-        )
+        driver.hot_add_device("web1", Disk(path="/disk.raw", format="raw", params=rubbish))
+    for values in (rubbish, ["hunter2"], "hunter2"):
+        with pytest.raises(hvcore.Refused):
+            driver.hot_mod_device("web1", LiveParameters(values=values, add=values, remove=values))
+    assert len(_lines(log)) == 8
     assert "hunter" not in log.read_text()
 
 
@@ -217,7 +223,7 @@ def test_any_value_is_one_line_of_json(load: Load, log: Path, text: Any) -> None
     error = hvcore.Refused(f"{text!s:.100}")
     with pytest.raises(hvcore.Refused):
         load(AuditLog(log), answers={"hot_add_device": error}).hot_add_device(
-            "web1", Disk(path=text, format="raw", params={"cache": text})
+            "web1", Disk(path="/disk.raw", format="raw", params={"cache": text})
         )
     for line in log.read_bytes().decode("ascii").splitlines():
         json.loads(line, parse_constant=lambda found: pytest.fail(found))

@@ -63,7 +63,10 @@ class Serial:
     def expect(self, wanted: bytes) -> bytes:
         """Read until something has come; returns everything up to it and forgets that."""
         while wanted not in self.seen:
-            data = self._socket.recv(4096)
+            try:
+                data = self._socket.recv(4096)
+            except TimeoutError:
+                pytest.fail(f"{wanted!r} did not come; what came: {self.seen[-2000:]!r}")
             if not data:
                 raise AssertionError(f"the console closed before {wanted!r}; it said {self.seen!r}")
             self.seen += data

@@ -139,8 +139,9 @@ class Shell:
 
     def run(self, command: str) -> tuple[int, str]:
         """Run a command; returns its status and what it printed."""
-        self._console.send(f"{command}; echo status=$?.\n".encode())
-        self._console.expect(b"status=$?.")
+        # The words are put together by the shell: its echo of the line, which the kernel may print into, is not needed.
+        self._console.send(f'echo be""gins; {command}; echo st""atus=$?.\n'.encode())
+        self._console.expect(b"begins\r\n")
         output = self._console.expect(b"status=")
         status = self._console.expect(b".")
         self._console.expect(LINUX_PROMPT)

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from hvcore.errors import HypervisorError
+from hvcore.model.devices import LiveParameters
 from hvcore.model.instance import Disk, Instance, Nic
 from hvcore.operation import DriverView, OperationCall
 from hvcore.params.declare import METADATA, Declaration, ParameterTable
@@ -107,6 +108,8 @@ class Masker:
             declared = field.metadata.get(METADATA)
             if place and field.name == "params":
                 shown["params"] = self._params(value, place, depth)
+            elif isinstance(record, LiveParameters):
+                shown[field.name] = self._params(value, "instance", depth)
             elif not field.repr or (isinstance(declared, Declaration) and declared.secret):
                 shown[field.name] = self._mask(value)
             elif _holds_mapping(value):

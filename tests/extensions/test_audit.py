@@ -170,6 +170,14 @@ def test_secrets_in_a_device_that_is_rubbish_are_masked(load: Load, log: Path) -
     assert "hunter" not in log.read_text()
 
 
+def test_parameters_that_change_are_shown_as_those_of_an_instance(load: Load, log: Path) -> None:
+    """What is declared and not secret is; for the others it is said that they were given."""
+    driver = load(AuditLog(log), answers={"hot_mod_device": hvcore.Refused("no")})
+    with pytest.raises(hvcore.Refused):
+        driver.hot_mod_device("web1", LiveParameters(values={"machine": "pc", "vnc": "hunter2"}))
+    assert _lines(log)[0]["arguments"]["device"] == {"values": {"machine": "pc", "vnc": MASK}, "add": {}, "remove": {}}
+
+
 @pytest.mark.parametrize("params", ["hunter2", ["hunter2"], {5: "hunter2"}, {"vnc": "hunter2"}, {"vnc": ["hunter2"]}])
 def test_secrets_in_the_wrong_place_are_masked(load: Load, log: Path, params: Any) -> None:
     """A definition may be any rubbish; none of it is shown."""

@@ -241,8 +241,9 @@ def _attach(application: Application, serial: Callable[[str], Any]) -> Any:
 
 
 PRE_COPY = MigrationPolicy(tls=False, max_bandwidth=Size(1 << 30))
+# What the guest writes again and again takes a quarter of a second to send: it must not have gone over before.
 POST_COPY = MigrationPolicy(
-    tls=False, max_bandwidth=Size(64 << 20), postcopy=PostCopy(after_passes=1), downtime_limit=Seconds(0.001)
+    tls=False, max_bandwidth=Size(16 << 20), postcopy=PostCopy(after_passes=1), downtime_limit=Seconds(0.001)
 )
 
 

@@ -87,9 +87,9 @@ class Monitor(monitor.Monitor):
     def help_cancelling(self, status: MigrationStatus) -> None:
         """Wake a migration that was cancelled in the moment in which it began to wait at its switchover.
 
-        QEMU (7.2, 10.0: ``migration_maybe_pause``) looks whether it was cancelled, and then waits for
-        ``migrate-continue``; what is cancelled in between waits for ever, and its guest with it. One that does not wait
-        is not changed by it.
+        QEMU 7.2 (``migration_maybe_pause``) looks whether it was cancelled, and then waits for ``migrate-continue``;
+        what is cancelled in between waits for ever, and its guest with it. It was not seen with 10.0. One that does not
+        wait is not changed by it.
 
         Args:
             status: how the migration goes.
